@@ -1,0 +1,1 @@
+"""The daemon: command line, configuration, devices, workers, logs and metrics."""

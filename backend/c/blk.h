@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * blk.h - the virtio block device's data path (virtio 1.2 §5.2): chains in, I/O requests out, status bytes back
+ *
+ * blk_dev is the disk; blk_lane is one worker's share of it: an I/O engine and the virtqueues that this worker
+ * serves. A worker calls blk_lane_poll() in a loop; nothing here blocks, allocates per request or logs.
+ */
+#ifndef KPOLL_BLK_H
+#define KPOLL_BLK_H
+
+#include <stdint.h>
+
+#include "../../nvme/c/io.h"
+#include "../../vhost/c/virtq.h"
+
+#define BLK_SECTOR 512u
+#define BLK_SERIAL_LEN 20
+#define BLK_SEG_MAX 126        /* data segments of one request: what fits beside header and status in 128 */
+#define BLK_REQS_MAX 1024      /* requests in flight per virtqueue */
+#define BLK_RANGES_MAX 16      /* max_discard_seg, max_write_zeroes_seg */
+
+enum blk_metric_op { BLK_READ, BLK_WRITE, BLK_FLUSH, BLK_DISCARD, BLK_WRITE_ZEROES, BLK_GET_ID, BLK_OTHER, BLK_OPS };
+enum blk_metric_error { BLK_E_IO, BLK_E_UNSUPPORTED, BLK_E_RANGE, BLK_E_READ_ONLY, BLK_ERRORS };
+#define BLK_BUCKETS 24         /* latency histogram: bucket i counts < 1 µs << i; the last one the rest */
+
+struct blk_stats {
+	uint64_t requests[BLK_OPS];
+	uint64_t bytes[BLK_OPS];
+	uint64_t errors[BLK_OPS][BLK_ERRORS];
+	uint64_t latency[BLK_OPS][BLK_BUCKETS];
+	uint64_t latency_sum_ns[BLK_OPS];
+};
+
+struct blk_dev {
+	struct io_target target;
+	uint64_t capacity;      /* sectors; atomic: Python raises it when the file grows */
+	bool read_only;
+	uint8_t write_back;     /* atomic: CONFIG_WCE's writeback, or FLUSH negotiated without it */
+	uint32_t max_discard_sectors, max_write_zeroes_sectors;
+	uint8_t serial[BLK_SERIAL_LEN];
+};
+
+struct blk_lane;
+struct blk_queue;
+
+struct blk_dev *blk_dev_create(void);
+void blk_dev_destroy(struct blk_dev *dev);
+
+int blk_lane_create(struct blk_lane **out, struct blk_dev *dev, const char *engine, uint32_t depth);
+void blk_lane_destroy(struct blk_lane *lane);
+
+/* blk_queue_create() - A virtqueue's place in the disk; bound to rings by blk_queue_bind() before each start. */
+struct blk_queue *blk_queue_create(struct blk_dev *dev, uint16_t index);
+void blk_queue_destroy(struct blk_queue *q);
+int blk_queue_bind(struct blk_queue *q, const struct virtq_config *cfg, const struct mem_table *mem);
+struct virtq *blk_queue_virtq(struct blk_queue *q);
+const struct blk_stats *blk_queue_stats(const struct blk_queue *q);
+uint32_t blk_queue_in_flight(const struct blk_queue *q);
+
+#endif

@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * worker.h - a thread that serves virtqueues, and the mailbox through which Python tells it what to do
+ *
+ * Python calls worker_run() in a thread of its own with the GIL released; it returns after worker_stop(). All other
+ * functions are called from the steering thread. A queue is Python's while it is STOPPED and the worker's from
+ * worker_start_queue() until its state is STOPPED again; the worker announces every change of state by writing
+ * event_fd (an eventfd that the steering thread polls).
+ */
+#ifndef KPOLL_WORKER_H
+#define KPOLL_WORKER_H
+
+#include <stdint.h>
+
+#include "../../kernel/c/wait.h"
+#include "blk.h"
+
+enum queue_state {
+	QUEUE_STOPPED = 0, /* Python's: may be bound anew, its memory unmapped */
+	QUEUE_RUNNING = 1,
+	QUEUE_STOPPING = 2,/* no more pops; waits for its requests in flight */
+	QUEUE_BROKEN = 3,  /* a fault: no more pops; still the worker's until stopped */
+};
+
+struct worker;
+
+struct worker_stats {
+	struct wait_stats wait;
+	uint64_t loops;  /* turns of the loop */
+	uint64_t kicks;  /* kick descriptors found signalled */
+	uint64_t cpu_ns; /* CPU time of the thread; refreshed by worker_stats() */
+};
+
+/**
+ * worker_create() - Prepare a worker
+ * @strategy:	WAIT_OFF or WAIT_USER
+ * @max_us:	Longest spin
+ *
+ * Return: 0 or -errno
+ */
+int worker_create(struct worker **out, int strategy, uint32_t max_us);
+void worker_destroy(struct worker *w); /* after worker_run() returned */
+
+/* worker_run() - Serve until worker_stop() and until every queue is STOPPED. Return: 0 or -errno */
+int worker_run(struct worker *w);
+
+/* worker_event_fd() - Readable after any queue changed state */
+int worker_event_fd(const struct worker *w);
+
+/* worker_add_lane() - Give the worker its share of a disk; before worker_run() */
+int worker_add_lane(struct worker *w, struct blk_lane *lane);
+
+/*
+ * worker_start_queue(), worker_stop_queue() - Ask; the answer is the queue's state. Return: 0 or -ENOMEM
+ * @kick_fd: watched edge-triggered, never read; -1 when the driver is to be polled. Must stay open until STOPPED.
+ */
+int worker_start_queue(struct worker *w, struct blk_lane *lane, struct blk_queue *q, int kick_fd);
+int worker_stop_queue(struct worker *w, struct blk_queue *q);
+int worker_stop(struct worker *w);
+
+/* worker_queue_state() - enum queue_state, acquire: what the worker did before the change is visible */
+int worker_queue_state(const struct blk_queue *q);
+
+void worker_stats(struct worker *w, struct worker_stats *out);
+
+#endif

@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * wait.h - the wait set: where a worker waits for doorbells, memory words, or both
+ *
+ * A wait set is a list of entries: a file descriptor (or -1), and optionally a memory word with a condition,
+ * described by the same struct that EVENTFD_SET_POLL takes. wait_set_wait() returns as soon as any word's
+ * condition holds or any descriptor is signalled. The strategies behind it keep one contract (see wait.c).
+ */
+#ifndef KPOLL_WAIT_H
+#define KPOLL_WAIT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "../uapi/eventfd_poll.h"
+
+enum wait_strategy {
+	WAIT_OFF,  /* never spin: arm the doorbells, sleep */
+	WAIT_USER, /* spin in userspace for a while, giving way, then as WAIT_OFF */
+};
+
+/* How one wait ended. */
+enum wait_result {
+	WAIT_HIT = 0,     /* a word's condition came true while nobody slept: doorbells are still off */
+	WAIT_ARMED = 1,   /* the doorbells were turned on (and perhaps a sleep followed): turn them off again */
+};
+
+struct wait_stats {
+	uint64_t hits;     /* spins that ended with a condition */
+	uint64_t gave_way; /* spins that ended because somebody else wants the CPU */
+	uint64_t timeouts; /* spins that ran out of budget */
+	uint64_t sleeps;   /* waits that reached the sleeping syscall */
+};
+
+struct wait_entry;
+
+struct wait_set {
+	int epoll_fd;
+	enum wait_strategy strategy;
+	unsigned count, cap;
+	struct wait_entry *entries;
+	uint64_t max_ns;   /* upper bound of a spin */
+	uint64_t spin_ns;  /* what the adaptation currently grants, 0..max_ns */
+	uint64_t backoff_until_ns; /* no spin before this moment: somebody else wanted the CPU */
+	uint64_t backoff_ns;
+	struct wait_stats stats;
+};
+
+/**
+ * wait_set_init() - Make an empty wait set
+ * @max_us:	Longest spin in microseconds (WAIT_USER)
+ *
+ * Return: 0 or -errno of epoll_create1(2)
+ */
+int wait_set_init(struct wait_set *ws, enum wait_strategy strategy, uint32_t max_us);
+void wait_set_fini(struct wait_set *ws);
+
+/**
+ * wait_set_add() - Add an entry
+ * @fd:		Descriptor to wait on, watched edge-triggered and never read; or -1 for a word alone
+ * @word:	Condition (copied), or NULL. F_ARM: this set writes the arm word before it sleeps.
+ * @cookie:	Names the entry for wait_set_del()
+ *
+ * Not to be called while another thread is in wait_set_wait() on the same set.
+ *
+ * Return: 0; -EINVAL for a malformed word; -ENOMEM; -errno of epoll_ctl(2)
+ */
+int wait_set_add(struct wait_set *ws, int fd, const struct eventfd_poll_info *word, const void *cookie);
+
+/* wait_set_del() - Remove every entry added with @cookie */
+void wait_set_del(struct wait_set *ws, const void *cookie);
+
+/**
+ * wait_set_wait() - Wait until an entry's condition holds or its descriptor is signalled
+ * @timeout_ns:	Longest sleep in nanoseconds, or -1
+ *
+ * May return early for no reason; callers look at everything again anyway.
+ */
+enum wait_result wait_set_wait(struct wait_set *ws, int64_t timeout_ns);
+
+/* wait_word_true() - Does the condition hold now? Reads the word once (with F_INDIRECT the pair first). */
+bool wait_word_true(const struct eventfd_poll_info *word);
+
+/* wait_word_arm() - Write the arm word, if the condition has one. The caller provides the full barrier after it. */
+void wait_word_arm(const struct eventfd_poll_info *word);
+
+/* wait_word_check() - Return: 0 if the condition is well-formed, else -EINVAL (the rules of EVENTFD_SET_POLL) */
+int wait_word_check(const struct eventfd_poll_info *word);
+
+#endif

@@ -1,0 +1,1 @@
+"""Storage below the disk: the I/O engines, and what a device can do."""

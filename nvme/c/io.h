@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * io.h - the I/O engines' one interface: stage requests, submit the batch, reap completions
+ *
+ * An engine belongs to one worker thread. Requests are the caller's memory (no allocation here per request). Reads and
+ * writes go the engine's way (Linux AIO, io_uring, null); whatever would block a worker - flush, discard, write
+ * zeroes, a read or write that the kernel refuses without waiting, buffers that O_DIRECT can't take - goes to the
+ * engine's helper threads (helper.c) and comes back through the same io_reap().
+ */
+#ifndef KPOLL_IO_H
+#define KPOLL_IO_H
+
+#include <linux/aio_abi.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "../../kernel/uapi/eventfd_poll.h"
+
+enum io_op { IO_READ, IO_WRITE, IO_FLUSH, IO_DISCARD, IO_WRITE_ZEROES };
+
+#define IO_F_DSYNC 1 /* IO_WRITE: durable before it completes (write-through) */
+#define IO_F_UNMAP 2 /* IO_WRITE_ZEROES: the space may be given back */
+
+/* What the disk is made of. Filled by io_target_open(), constant after that. */
+struct io_target {
+	int fd;                /* O_DIRECT if `direct` */
+	int fd_buffered;       /* the same file through the page cache: for what O_DIRECT's alignment refuses (files only), else -1 */
+	bool direct, block_device, read_only;
+	bool nowait;           /* RWF_NOWAIT is understood for reads and writes */
+	uint32_t mem_align;    /* O_DIRECT's demands in bytes, powers of two; 1 when not direct */
+	uint32_t offset_align;
+	uint32_t logical_block, physical_block, io_min, io_opt; /* bytes */
+	uint64_t size;         /* bytes at open */
+	uint64_t discard_max, discard_granularity, write_zeroes_max; /* bytes; 0: not offered by the device */
+	uint32_t max_segments; /* of one device request; 0: unknown */
+	uint64_t max_bytes;    /* of one device request; 0: unknown */
+};
+
+/**
+ * io_target_open() - Open a regular file or block device and learn its limits
+ * Return: 0; -EISDIR, -ENOTBLK (neither file nor block device), -errno of open(2)/statx(2)
+ */
+int io_target_open(struct io_target *t, const char *path, bool read_only);
+/* io_target_null() - A target without a device, for the null engine */
+void io_target_null(struct io_target *t, uint64_t size);
+void io_target_close(struct io_target *t);
+/* io_target_size() - The file's or device's size now, in bytes, or -errno */
+int64_t io_target_size(const struct io_target *t);
+
+struct io_req {
+	struct io_req *next;   /* the engine's, between staging and io_reap() */
+	uint64_t offset, len;  /* bytes; len is the sum of iov (IO_READ, IO_WRITE) or the extent */
+	struct iovec *iov;     /* the engine may modify it */
+	uint32_t iovcnt;
+	uint8_t op, flags;
+	bool in_helper;
+	int32_t res;           /* on io_reap(): 0 (all of len done) or -errno */
+	uint64_t done;         /* the engine's: bytes already transferred when it hands a rest on */
+	struct iocb iocb;      /* aio's */
+};
+
+struct io_stats {
+	uint64_t submits;       /* submission syscalls */
+	uint64_t completions;   /* requests that came back */
+	uint64_t helped;        /* of these, through a helper thread */
+	uint64_t inline_done;   /* completed inside the submit call */
+};
+
+struct io_engine;
+struct io_helper;
+
+struct io_ops {
+	const char *name;
+	void (*queue)(struct io_engine *e, struct io_req *r);
+	int (*submit)(struct io_engine *e);
+	unsigned (*reap)(struct io_engine *e, struct io_req **done, unsigned max);
+	int (*wait_fd)(struct io_engine *e);
+	void (*wait_word)(struct io_engine *e, struct eventfd_poll_info *word);
+	void (*destroy)(struct io_engine *e);
+};
+
+struct io_engine {
+	const struct io_ops *ops;
+	const struct io_target *target;
+	struct io_helper *helper;
+	unsigned in_flight;     /* staged, submitted or with a helper, not yet reaped */
+	bool completes_inline;  /* the device finishes inside the submit call: keep batches small */
+	struct io_stats stats;
+};
+
+/**
+ * io_engine_create() - Make an engine
+ * @name:	"aio", "io_uring" or "null"
+ * @depth:	Most requests in flight at once (1..65536); more than that is never staged
+ *
+ * Return: 0; -EINVAL for an unknown name; -ENOSYS/-EPERM where the kernel or a container's policy has no io_uring;
+ * -EAGAIN when fs.aio-max-nr is used up; -ENOMEM
+ */
+int io_engine_create(struct io_engine **out, const char *name, const struct io_target *t, uint32_t depth);
+void io_engine_destroy(struct io_engine *e); /* in_flight must be 0 */
+
+/* io_queue() - Stage a request */
+static inline void io_queue(struct io_engine *e, struct io_req *r)
+{
+	e->in_flight++;
+	e->ops->queue(e, r);
+}
+
+/* io_submit_all() - Hand what is staged to the kernel. What it won't take now stays staged. Return: requests handed over */
+static inline int io_submit_all(struct io_engine *e)
+{
+	return e->ops->submit(e);
+}
+
+/* io_reap() - Collect finished requests, at most @max; never blocks, no syscall on the usual way */
+static inline unsigned io_reap(struct io_engine *e, struct io_req **done, unsigned max)
+{
+	unsigned n = e->ops->reap(e, done, max);
+
+	e->in_flight -= n;
+	return n;
+}
+
+/*
+ * What a worker waits on: io_wait_fds() fills up to 2 descriptors (the engine's completion eventfd, the helpers')
+ * and io_wait_words() the matching memory words (completion ring's tail; helpers' done flag): any of them tells that
+ * io_reap() has something.
+ */
+struct io_wait {
+	int fd;                        /* -1: none */
+	bool has_word;
+	struct eventfd_poll_info word;
+};
+#define IO_WAITS_MAX 2
+unsigned io_waits(struct io_engine *e, struct io_wait waits[IO_WAITS_MAX]);
+
+/*
+ * io_sleep_timeout_ns() - Longest sleep that is safe now: -1 (completions will signal), or a short time while
+ * requests are in flight whose completion signals nobody (aio leaves RESFD out on devices that complete inline).
+ */
+int64_t io_sleep_timeout_ns(const struct io_engine *e);
+
+#endif

@@ -1,0 +1,43 @@
+"""Every tests/c/test_*.c is a program of its own, built with the data plane's sources under ASan and UBSan, and run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = [str(path) for folder in ("kernel", "vhost", "nvme", "backend") for path in sorted((ROOT / folder / "c").glob("*.c"))]
+FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror", f"-I{ROOT}"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the data plane as one sanitized archive, compiled once for all the programs."""
+    folder = tmp_path_factory.mktemp("sanitized")
+    objects = []
+    for source in SOURCES:
+        target = folder / (source.replace("/", "_") + ".o")
+        subprocess.run(["gcc", *FLAGS, *SANITIZE, "-c", source, "-o", str(target)], check=True)
+        objects.append(str(target))
+    archive = folder / "libdataplane.a"
+    subprocess.run(["ar", "rcs", str(archive), *objects], check=True)
+    return archive
+
+
+@pytest.mark.parametrize("program", sorted(Path(__file__).parent.glob("test_*.c")), ids=lambda path: path.stem)
+def test_program(program: Path, library: Path, tmp_path: Path) -> None:
+    """Build the program, run it, and show what it said; exit code 77 is a skip with its reason."""
+    binary = tmp_path / program.stem
+    subprocess.run(
+        ["gcc", *FLAGS, *SANITIZE, str(program), str(library), "-luring", "-lpthread", "-o", str(binary)], check=True
+    )
+    env = {**os.environ, "UBSAN_OPTIONS": "print_stacktrace=1", "TMPDIR": str(tmp_path)}
+    run = subprocess.run([str(binary)], capture_output=True, text=True, timeout=300, env=env, check=False)
+    print(run.stdout, run.stderr)
+    if run.returncode == 77:
+        pytest.skip(run.stdout.splitlines()[-1])
+    assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"

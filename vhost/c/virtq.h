@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * virtq.h - the device side of a virtqueue, split (virtio 1.2 §2.7) or packed (§2.8)
+ *
+ * One thread owns a virtq at a time. It pops chains, keeps them as long as it likes, pushes them back in any order
+ * and publishes what it pushed in one go. Whatever the driver wrote is read once, checked, and used from the copy;
+ * the first thing that does not check out sets `fault`, after which the queue pops nothing more.
+ */
+#ifndef KPOLL_VIRTQ_H
+#define KPOLL_VIRTQ_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "../../kernel/uapi/eventfd_poll.h"
+#include "mem.h"
+
+#define VIRTQ_SIZE_MAX 32768
+
+/* Ring features (virtio 1.2 §6), the bits of the negotiated feature set that change how the ring is read. */
+#define VIRTIO_RING_F_INDIRECT_DESC 28
+#define VIRTIO_RING_F_EVENT_IDX 29
+#define VIRTIO_F_VERSION_1 32
+#define VIRTIO_F_RING_PACKED 34
+
+enum virtq_fault {
+	VIRTQ_FAULT_NONE = 0,
+	VIRTQ_FAULT_AVAIL_IDX,       /* avail.idx ran ahead by more than the queue size */
+	VIRTQ_FAULT_DESC_INDEX,      /* head or next outside the descriptor table */
+	VIRTQ_FAULT_LOOP,            /* a chain longer than the table: it loops */
+	VIRTQ_FAULT_ADDRESS,         /* a buffer (or an indirect table) outside guest memory, or wrapping */
+	VIRTQ_FAULT_ZERO_LENGTH,     /* a descriptor of no bytes */
+	VIRTQ_FAULT_TOO_MANY,        /* more descriptors or bytes than the device takes */
+	VIRTQ_FAULT_INDIRECT_NESTED, /* an indirect table inside one, or INDIRECT with NEXT */
+	VIRTQ_FAULT_INDIRECT_LENGTH, /* indirect table empty, or no multiple of 16 */
+	VIRTQ_FAULT_INDIRECT_UNASKED,/* INDIRECT without the feature */
+	VIRTQ_FAULT_ORDER,           /* a device-readable descriptor after a device-writable one */
+	VIRTQ_FAULT_BUFFER_ID,       /* packed: a buffer id beyond the queue size */
+	VIRTQ_FAULT_INCOMPLETE,      /* packed: a chain whose end was not made available */
+	VIRTQ_FAULT_MEMORY_GONE,     /* the front-end truncated its memory under us */
+	VIRTQ_FAULT_REQUEST,         /* the device could not even parse the request (set by the device) */
+	VIRTQ_FAULT_COUNT,
+};
+
+/* virtq_fault_name() - The fault as the snake_case word of logs and metrics */
+const char *virtq_fault_name(enum virtq_fault fault);
+
+/* A popped chain: what the device keeps to push it back. */
+struct virtq_chain {
+	uint16_t id;       /* split: head index; packed: buffer id */
+	uint16_t ndesc;    /* ring slots it occupies (packed; 1 for split) */
+	uint16_t out_count;/* iov[0 .. out_count) is device-readable */
+	uint16_t in_count; /* iov[out_count .. out_count + in_count) is device-writable */
+	uint32_t out_len, in_len; /* their bytes */
+};
+
+struct virtq_config {
+	uint32_t size;               /* 1..32768; a power of two unless packed */
+	uint64_t features;           /* negotiated */
+	uint64_t desc_uva, avail_uva, used_uva;
+	uint32_t base;               /* SET_VRING_BASE's number: split: avail idx; packed: §"vring base" of vhost-user */
+	int call_fd, err_fd;         /* -1: none. Not owned; call_fd may be dup2()ed over while the queue runs */
+};
+
+struct vring_desc;
+struct vring_avail;
+struct vring_used;
+struct vring_packed_desc;
+struct vring_packed_event;
+
+struct virtq {
+	/* Written at set-up only. */
+	const struct mem_table *mem;
+	union {
+		const struct vring_desc *desc;
+		struct vring_packed_desc *ring;
+	};
+	union {
+		const struct vring_avail *avail;
+		const struct vring_packed_event *driver_event;
+	};
+	union {
+		struct vring_used *used;
+		struct vring_packed_event *device_event;
+	};
+	uint32_t size;
+	bool packed, event_idx, indirect;
+	int call_fd, err_fd;
+
+	/* The owner's, every request. */
+	uint16_t avail_idx;        /* split: next entry of avail.ring to pop; packed: next slot to pop */
+	uint16_t avail_seen;       /* split: avail.idx as last read */
+	bool avail_wrap, used_wrap;/* packed wrap counters */
+	uint16_t used_idx;         /* split: entries pushed so far; packed: next slot to write */
+	uint16_t used_published;   /* split: used.idx as last stored; packed: slot of the first unpublished push */
+	bool used_published_wrap;
+	uint16_t pushed;           /* pushes since the last publish */
+	uint16_t first_flags;      /* packed: flags of the first unpublished push, stored last */
+	bool signalled_valid;      /* split EVENT_IDX: used_published is comparable with used_event */
+	enum virtq_fault fault;
+	struct eventfd_poll_pair next; /* packed: where the next descriptor's flags lie, and their value when available */
+
+	uint64_t calls, calls_suppressed; /* counters for the metrics */
+};
+
+/**
+ * virtq_init() - Bind a virtqueue to its rings
+ * @mem:	Sealed table; must outlive the binding
+ *
+ * Return: 0; -EINVAL for a bad size or misaligned ring; -EFAULT when a ring lies outside guest memory
+ */
+int virtq_init(struct virtq *q, const struct virtq_config *cfg, const struct mem_table *mem);
+
+/* virtq_base() - The number that GET_VRING_BASE answers, from which virtq_init() continues */
+uint32_t virtq_base(const struct virtq *q);
+
+/* virtq_more() - Is there a chain that virtq_pop() would return (or a fault to find)? Reads the ring. */
+bool virtq_more(struct virtq *q);
+
+/**
+ * virtq_pop() - Take the next available chain
+ * @iov:	Receives its buffers, ours to access, readable ones first
+ * @cap:	Room in @iov
+ *
+ * Return: 1; 0 when nothing is available; -EPROTO with @q->fault set (and the err fd signalled by nobody yet)
+ */
+int virtq_pop(struct virtq *q, struct virtq_chain *chain, struct iovec *iov, unsigned cap);
+
+/* virtq_push() - Give a chain back with @len bytes written to it; the driver sees it after virtq_publish() */
+void virtq_push(struct virtq *q, const struct virtq_chain *chain, uint32_t len);
+
+/* virtq_publish() - Let the driver see all pushes, and call it (write call_fd) if it wants that */
+void virtq_publish(struct virtq *q);
+
+/* virtq_notify_off() - Ask the driver not to kick. A hint: kicks may still come. */
+void virtq_notify_off(struct virtq *q);
+
+/**
+ * virtq_watch() - Describe "something became available" as a memory condition, with the arm word that turns kicks on
+ *
+ * The description points into @q and the ring; it holds until the virtq is bound anew.
+ */
+void virtq_watch(struct virtq *q, struct eventfd_poll_info *word);
+
+/* virtq_fail() - Mark the queue broken (first fault wins) and signal the err fd. Return: -EPROTO */
+int virtq_fail(struct virtq *q, enum virtq_fault fault);
+
+#endif
