@@ -41,8 +41,10 @@ struct wait_set {
 	struct wait_entry *entries;
 	uint64_t max_ns;   /* upper bound of a spin */
 	uint64_t spin_ns;  /* what the adaptation currently grants, 0..max_ns */
-	uint64_t backoff_until_ns; /* no spin before this moment: somebody else wanted the CPU */
+	uint64_t probed_ns;        /* when this thread last asked whether anybody else wants the CPU */
+	uint64_t backoff_until_ns; /* no spin before this moment: somebody did */
 	uint64_t backoff_ns;
+	uint32_t hits_since_probe;
 	struct wait_stats stats;
 };
 
@@ -59,13 +61,15 @@ void wait_set_fini(struct wait_set *ws);
  * wait_set_add() - Add an entry
  * @fd:		Descriptor to wait on, watched edge-triggered and never read; or -1 for a word alone
  * @word:	Condition (copied), or NULL. F_ARM: this set writes the arm word before it sleeps.
- * @cookie:	Names the entry for wait_set_del()
+ * @cookie:	Names the entry for wait_set_del(); remove the entry before closing @fd
+ * @signals:	Incremented each time @fd is found signalled, or NULL
  *
  * Not to be called while another thread is in wait_set_wait() on the same set.
  *
  * Return: 0; -EINVAL for a malformed word; -ENOMEM; -errno of epoll_ctl(2)
  */
-int wait_set_add(struct wait_set *ws, int fd, const struct eventfd_poll_info *word, const void *cookie);
+int wait_set_add(struct wait_set *ws, int fd, const struct eventfd_poll_info *word, const void *cookie,
+		 uint64_t *signals);
 
 /* wait_set_del() - Remove every entry added with @cookie */
 void wait_set_del(struct wait_set *ws, const void *cookie);

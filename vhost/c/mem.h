@@ -63,11 +63,37 @@ void mem_table_destroy(struct mem_table *t);
 /* mem_table_broken() - Has any of its maps been truncated by the other side? */
 bool mem_table_broken(const struct mem_table *t);
 
+/*
+ * mem_broken_count() - How many SIGBUS were turned into zeros so far, in all maps. Cheap: the data plane compares it
+ * with what it saw last, and looks at its tables only when it moved.
+ */
+uint32_t mem_broken_count(void);
+
+/* mem_find_gpa() - The region that contains @gpa, or NULL */
+const struct mem_region *mem_find_gpa(const struct mem_table *t, uint64_t gpa);
+
 /**
  * mem_gpa() - Translate a guest physical range that must lie in one region
  * Return: our address, or NULL when any byte of it is outside
  */
-void *mem_gpa(const struct mem_table *t, uint64_t gpa, uint64_t len);
+static inline void *mem_gpa(const struct mem_table *t, uint64_t gpa, uint64_t len)
+{
+	/* Nearly every guest has a handful of regions: look at the first few before searching. */
+	for (uint32_t i = 0; i < t->count && i < 4; i++) {
+		const struct mem_region *r = &t->regions[i];
+		uint64_t at = gpa - r->gpa; /* huge when gpa < r->gpa */
+
+		if (at < r->size)
+			return len <= r->size - at ? r->ptr + at : NULL;
+	}
+	if (t->count > 4) {
+		const struct mem_region *r = mem_find_gpa(t, gpa);
+
+		if (r && len <= r->size - (gpa - r->gpa))
+			return r->ptr + (gpa - r->gpa);
+	}
+	return NULL;
+}
 
 /**
  * mem_gpa_run() - Translate as much of a range as is contiguous for us
