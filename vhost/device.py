@@ -1,0 +1,145 @@
+"""What a device is to this library: the hooks that a vhost-user session calls, and what it hands over.
+
+A device is steered by one session at a time (one front-end). The session owns the socket, the guest's memory and the
+descriptors; the device borrows them between `start_vring` and the return of `stop_vring`, never longer. That is the
+whole of the contract that keeps guest memory mapped while anybody may touch it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from kpoll.vhost.memory import MemoryTable
+
+
+class DeviceError(Exception):
+    """A device refuses what the front-end asks for. The request fails, the daemon goes on."""
+
+
+@dataclass(frozen=True)
+class VringConfig:
+    """Everything a device needs to serve one vring, valid from `start_vring` until `stop_vring` has returned.
+
+    Attributes:
+        index: The vring's number, 0 .. num_queues - 1.
+        size: Entries (SET_VRING_NUM), 1 .. queue_size_max.
+        desc_uva: Front-end virtual address of the descriptor table (packed: of the descriptor ring).
+        avail_uva: The same of the available ring (packed: of the driver event suppression structure).
+        used_uva: The same of the used ring (packed: of the device event suppression structure).
+        base: Where to go on (SET_VRING_BASE, or what `stop_vring` returned last), as `virtq_init` takes it.
+        features: The negotiated virtio feature bits, without VHOST_USER_F_PROTOCOL_FEATURES.
+        kick_fd: To be watched, never read; None when the front-end wants the ring polled (invalid FD flag).
+        call_fd: To be written 8 bytes to; the number is stable while what is behind it may change at any moment.
+        err_fd: The same, for faults.
+        memory: The guest's memory.
+
+    """
+
+    index: int
+    size: int
+    desc_uva: int
+    avail_uva: int
+    used_uva: int
+    base: int
+    features: int
+    kick_fd: int | None
+    call_fd: int
+    err_fd: int | None
+    memory: MemoryTable
+
+
+class SessionHandle(Protocol):
+    """What a device may ask of the session that it serves."""
+
+    async def config_changed(self) -> None:
+        """Tell the front-end that the configuration space has changed, if it gave a channel for that."""
+
+
+class Device(ABC):
+    """A virtio device, steered by one vhost-user session at a time.
+
+    Methods are called from the session's task only, never two at once. An OSError or DeviceError that one of them
+    raises fails the front-end's request; any other exception is a bug and ends the session's caller.
+    """
+
+    num_queues: int
+    queue_size_max: int
+    _session: SessionHandle | None = None
+
+    @abstractmethod
+    def features(self) -> int:
+        """Give the virtio feature bits on offer. VHOST_USER_F_PROTOCOL_FEATURES is added by the session."""
+
+    def protocol_features(self) -> int:
+        """Give protocol feature bits to offer beyond those that the session serves by itself."""
+        return 0
+
+    def get_config(self, offset: int, size: int) -> bytes:
+        """Read the virtio configuration space.
+
+        Args:
+            offset: First byte, bounded by the session to 4096.
+            size: Bytes wanted, likewise.
+
+        Returns:
+            At most `size` bytes; the session pads what lies beyond the space with zeros.
+
+        """
+        del offset, size
+        return b""
+
+    def set_config(self, offset: int, data: bytes, flags: int) -> None:
+        """Write the virtio configuration space.
+
+        Args:
+            offset: First byte.
+            data: What to write.
+            flags: 0: the guest writes, only writable fields may change; 1: live migration.
+
+        Raises:
+            DeviceError: The field is read-only, or the value is out of range.
+
+        """
+        del data, flags
+        msg = f"no writable configuration field at offset {offset}"
+        raise DeviceError(msg)
+
+    def set_features(self, features: int) -> None:
+        """Take note of the negotiated virtio feature bits, a subset of `features()`. No vring runs meanwhile."""
+        del features
+
+    @abstractmethod
+    async def start_vring(self, vring: VringConfig) -> None:
+        """Begin to serve a vring; look at the ring once at the start, a kick may have come before.
+
+        Raises:
+            OSError: With the errno of `virtq_init` when the rings are misplaced (EFAULT: outside guest memory).
+            DeviceError: The device can't serve such a vring.
+
+        """
+
+    @abstractmethod
+    async def stop_vring(self, index: int) -> int:
+        """Stop serving a vring. Called inside a shielded scope: has to end by itself, and in bounded time.
+
+        Returns:
+            The vring base to go on from, once everything in flight has finished and nothing touches guest memory,
+            the descriptors or the rings any more.
+
+        """
+
+    async def reset(self) -> None:
+        """Return to the initial state: RESET_DEVICE, a device status of 0, or the front-end has left."""
+        return
+
+    def attach(self, session: SessionHandle | None) -> None:
+        """Learn which session steers the device from now on; None when the front-end has left."""
+        self._session = session
+
+    async def config_changed(self) -> None:
+        """Tell the front-end, if there is one, to read the configuration space again."""
+        if self._session is not None:
+            await self._session.config_changed()
