@@ -225,7 +225,7 @@ static bool somebody_else(struct wait_set *ws, uint64_t now)
 
 static void back_off(struct wait_set *ws)
 {
-	ws->stats.gave_way++;
+	count_add(&ws->stats.gave_way, 1);
 	ws->backoff_until_ns = now_ns() + ws->backoff_ns;
 	if (ws->backoff_ns < BACKOFF_MAX_NS)
 		ws->backoff_ns *= 2;
@@ -239,7 +239,7 @@ static bool spin(struct wait_set *ws)
 	for (;;) {
 		for (unsigned i = 0; i < LOOKS_PER_CLOCK; i++) {
 			if (any_word(ws)) {
-				ws->stats.hits++;
+				count_add(&ws->stats.hits, 1);
 				return true;
 			}
 			cpu_relax();
@@ -252,7 +252,7 @@ static bool spin(struct wait_set *ws)
 			return false;
 		}
 		if (now - start >= ws->spin_ns) {
-			ws->stats.timeouts++;
+			count_add(&ws->stats.timeouts, 1);
 			return false;
 		}
 		last = now;

@@ -9,6 +9,7 @@
 #ifndef KPOLL_VIRTQ_H
 #define KPOLL_VIRTQ_H
 
+#include <linux/virtio_ring.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/uio.h>
@@ -17,12 +18,6 @@
 #include "mem.h"
 
 #define VIRTQ_SIZE_MAX 32768
-
-/* Ring features (virtio 1.2 §6), the bits of the negotiated feature set that change how the ring is read. */
-#define VIRTIO_RING_F_INDIRECT_DESC 28
-#define VIRTIO_RING_F_EVENT_IDX 29
-#define VIRTIO_F_VERSION_1 32
-#define VIRTIO_F_RING_PACKED 34
 
 enum virtq_fault {
 	VIRTQ_FAULT_NONE = 0,
@@ -59,15 +54,9 @@ struct virtq_config {
 	uint32_t size;               /* 1..32768; a power of two unless packed */
 	uint64_t features;           /* negotiated */
 	uint64_t desc_uva, avail_uva, used_uva;
-	uint32_t base;               /* SET_VRING_BASE's number: split: avail idx; packed: §"vring base" of vhost-user */
+	uint32_t base;               /* SET_VRING_BASE's number: avail index; packed: bit 15 its wrap counter */
 	int call_fd, err_fd;         /* -1: none. Not owned; call_fd may be dup2()ed over while the queue runs */
 };
-
-struct vring_desc;
-struct vring_avail;
-struct vring_used;
-struct vring_packed_desc;
-struct vring_packed_event;
 
 struct virtq {
 	/* Written at set-up only. */
@@ -78,28 +67,27 @@ struct virtq {
 	};
 	union {
 		const struct vring_avail *avail;
-		const struct vring_packed_event *driver_event;
+		const struct vring_packed_desc_event *driver_event;
 	};
 	union {
 		struct vring_used *used;
-		struct vring_packed_event *device_event;
+		struct vring_packed_desc_event *device_event;
 	};
 	uint32_t size;
 	bool packed, event_idx, indirect;
 	int call_fd, err_fd;
 
-	/* The owner's, every request. */
-	uint16_t avail_idx;        /* split: next entry of avail.ring to pop; packed: next slot to pop */
+	/* The owner's, every request. Indices are ring positions; split ones run freely modulo 2^16. */
+	uint16_t avail_idx;        /* next to pop (split: entry of avail.ring; packed: slot) */
 	uint16_t avail_seen;       /* split: avail.idx as last read */
-	bool avail_wrap, used_wrap;/* packed wrap counters */
-	uint16_t used_idx;         /* split: entries pushed so far; packed: next slot to write */
-	uint16_t used_published;   /* split: used.idx as last stored; packed: slot of the first unpublished push */
-	bool used_published_wrap;
-	uint16_t pushed;           /* pushes since the last publish */
+	uint16_t used_idx;         /* next to push (split: entry of used.ring; packed: slot) */
+	uint16_t used_published;   /* where the driver's view ends: the first push that it can't see yet */
+	uint16_t unpublished;      /* ring positions pushed since */
 	uint16_t first_flags;      /* packed: flags of the first unpublished push, stored last */
-	bool signalled_valid;      /* split EVENT_IDX: used_published is comparable with used_event */
+	bool avail_wrap, used_wrap;/* packed: wrap counters */
+	bool called_before;        /* split EVENT_IDX: used_event means something from the second publish on */
 	enum virtq_fault fault;
-	struct eventfd_poll_pair next; /* packed: where the next descriptor's flags lie, and their value when available */
+	struct eventfd_poll_pair next; /* packed: where the next descriptor's flags lie, and their value once available */
 
 	uint64_t calls, calls_suppressed; /* counters for the metrics */
 };
@@ -123,7 +111,7 @@ bool virtq_more(struct virtq *q);
  * @iov:	Receives its buffers, ours to access, readable ones first
  * @cap:	Room in @iov
  *
- * Return: 1; 0 when nothing is available; -EPROTO with @q->fault set (and the err fd signalled by nobody yet)
+ * Return: 1; 0 when nothing is available; -EPROTO with @q->fault set and the err fd signalled
  */
 int virtq_pop(struct virtq *q, struct virtq_chain *chain, struct iovec *iov, unsigned cap);
 

@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * virtq_packed.c - packed virtqueues (virtio 1.2 §2.8): one ring that both sides write
+ *
+ * THEORY OF OPERATION
+ *
+ * A descriptor is available when its AVAIL flag equals the device's wrap counter and its USED flag does not (§2.8.1).
+ * The driver writes the first descriptor's flags last, so once those say available the whole chain is there. We do the
+ * same backwards: of a burst of pushes the first one's flags are stored last, and as the driver reads in ring order it
+ * sees none of them before that:
+ *
+ *	device (here)					driver
+ *	2nd..nth used descriptors, with flags
+ *	first one's id, len				event suppression := on
+ *	first one's flags	(release)
+ *	full barrier					full barrier
+ *	reads the driver's event suppression		reads the next used descriptor's flags
+ */
+#include <errno.h>
+
+#include "virtq_ring.h"
+
+#define AVAIL (1u << VRING_PACKED_DESC_F_AVAIL)
+#define USED (1u << VRING_PACKED_DESC_F_USED)
+
+static bool is_available(uint16_t flags, bool wrap)
+{
+	return !!(flags & AVAIL) == wrap && !!(flags & USED) != wrap;
+}
+
+/* Keep what virtq_packed_watch() told a poller true: the next descriptor's flags, and what they are once available. */
+static void look_at_next(struct virtq *q)
+{
+	q->next.addr = (uintptr_t)&q->ring[q->avail_idx].flags;
+	q->next.val = q->avail_wrap ? AVAIL : USED;
+}
+
+int virtq_packed_init(struct virtq *q, const struct virtq_config *cfg, const struct mem_table *mem)
+{
+	if (cfg->desc_uva % 16 || cfg->avail_uva % 4 || cfg->used_uva % 4)
+		return -EINVAL;
+	q->ring = mem_uva(mem, cfg->desc_uva, q->size * sizeof(struct vring_packed_desc));
+	q->driver_event = mem_uva(mem, cfg->avail_uva, sizeof(*q->driver_event));
+	q->device_event = mem_uva(mem, cfg->used_uva, sizeof(*q->device_event));
+	if (!q->ring || !q->driver_event || !q->device_event)
+		return -EFAULT;
+	if ((uintptr_t)q->ring % 16 || (uintptr_t)q->driver_event % 4 || (uintptr_t)q->device_event % 4)
+		return -EINVAL;
+	q->avail_idx = cfg->base & 0x7fff;
+	q->avail_wrap = cfg->base >> 15 & 1;
+	if (q->avail_idx >= q->size)
+		return -EINVAL;
+	/* Queues stop with nothing in flight, so used stands where avail stands; some front-ends leave its half zero. */
+	q->used_idx = q->used_published = q->avail_idx;
+	q->used_wrap = q->avail_wrap;
+	look_at_next(q);
+	return 0;
+}
+
+bool virtq_packed_more(struct virtq *q)
+{
+	return is_available(load_acquire(&q->ring[q->avail_idx].flags), q->avail_wrap);
+}
+
+/* §2.8.7: an indirect table's entries are read in order; of their flags only WRITE counts. */
+static int gather_indirect(struct virtq *q, struct virtq_gather *g, uint64_t table_gpa, int entries)
+{
+	const struct vring_packed_desc *table = mem_gpa(q->mem, table_gpa, (uint64_t)entries * sizeof(*table));
+
+	for (int i = 0; i < entries; i++) {
+		struct vring_packed_desc d;
+
+		if (likely(table != NULL && (uintptr_t)table % sizeof(uint64_t) == 0))
+			d = *(const volatile struct vring_packed_desc *)&table[i];
+		else if (mem_read_gpa(q->mem, &d, table_gpa + (uint64_t)i * sizeof(d), sizeof(d)) < 0)
+			return virtq_fail(q, VIRTQ_FAULT_ADDRESS);
+		if (d.flags & VRING_DESC_F_INDIRECT)
+			return virtq_fail(q, VIRTQ_FAULT_INDIRECT_NESTED);
+		if (virtq_gather_buffer(q, g, d.addr, d.len, d.flags & VRING_DESC_F_WRITE) < 0)
+			return -EPROTO;
+	}
+	return 0;
+}
+
+int virtq_packed_pop(struct virtq *q, struct virtq_gather *g)
+{
+	struct vring_packed_desc d;
+	uint16_t slot = q->avail_idx, ndesc = 0;
+	bool wrap = q->avail_wrap;
+
+	/* Pairs with the driver's barrier before it stores the first descriptor's flags (§2.8.21.1). */
+	if (!is_available(load_acquire(&q->ring[slot].flags), wrap))
+		return 0;
+	do {
+		if (unlikely(ndesc == q->size))
+			return virtq_fail(q, VIRTQ_FAULT_LOOP);
+		d = *(const volatile struct vring_packed_desc *)&q->ring[slot];
+		if (unlikely(!is_available(d.flags, wrap)))
+			return virtq_fail(q, VIRTQ_FAULT_INCOMPLETE);
+		if (d.flags & VRING_DESC_F_INDIRECT) {
+			int entries = virtq_check_indirect(q, d.len, d.flags);
+
+			if (entries < 0 || gather_indirect(q, g, d.addr, entries) < 0)
+				return -EPROTO;
+		} else if (virtq_gather_buffer(q, g, d.addr, d.len, d.flags & VRING_DESC_F_WRITE) < 0) {
+			return -EPROTO;
+		}
+		ndesc++;
+		if (++slot == q->size) {
+			slot = 0;
+			wrap = !wrap;
+		}
+	} while (d.flags & VRING_DESC_F_NEXT);
+
+	if (unlikely(d.id >= q->size)) /* the last descriptor's id names the buffer (§2.8.6) */
+		return virtq_fail(q, VIRTQ_FAULT_BUFFER_ID);
+	g->chain->id = d.id;
+	g->chain->ndesc = ndesc;
+	q->avail_idx = slot;
+	q->avail_wrap = wrap;
+	look_at_next(q);
+	return 1;
+}
+
+void virtq_packed_push(struct virtq *q, const struct virtq_chain *chain, uint32_t len)
+{
+	struct vring_packed_desc *d = &q->ring[q->used_idx];
+	uint16_t flags = (q->used_wrap ? AVAIL | USED : 0) | (len ? VRING_DESC_F_WRITE : 0);
+
+	d->id = chain->id;
+	d->len = len;
+	if (q->unpublished == 0)
+		q->first_flags = flags; /* used_published is this slot */
+	else
+		WRITE_ONCE(d->flags, flags);
+	q->unpublished += chain->ndesc;
+	q->used_idx += chain->ndesc;
+	if (q->used_idx >= q->size) {
+		q->used_idx -= q->size;
+		q->used_wrap = !q->used_wrap;
+	}
+}
+
+bool virtq_packed_publish(struct virtq *q)
+{
+	union {
+		uint32_t both;
+		struct vring_packed_desc_event event;
+	} driver;
+	uint16_t event, new = q->used_idx, old = new - q->unpublished;
+
+	/* Pairs with the driver's read barrier between these flags and the rest of the used descriptors (§2.8.21.3). */
+	store_release(&q->ring[q->used_published].flags, q->first_flags);
+	q->used_published = new;
+	mb_full(); /* pairs with the driver's, see above */
+	/* One load for offset and flags: a driver may change both at once. */
+	driver.both = READ_ONCE(*(const uint32_t *)q->driver_event);
+	switch (driver.event.flags) {
+	case VRING_PACKED_EVENT_FLAG_DISABLE:
+		return false;
+	case VRING_PACKED_EVENT_FLAG_DESC:
+		if (!q->event_idx)
+			return true;
+		/* The driver names a slot and the lap (§2.8.10); an event of the last lap lies one ring behind. */
+		event = driver.event.off_wrap & ~(1u << VRING_PACKED_EVENT_F_WRAP_CTR);
+		if (driver.event.off_wrap >> VRING_PACKED_EVENT_F_WRAP_CTR != q->used_wrap)
+			event -= q->size;
+		return vring_need_event(event, new, old);
+	default:
+		return true;
+	}
+}
+
+void virtq_packed_watch(struct virtq *q, struct eventfd_poll_info *word)
+{
+	word->addr = (uintptr_t)&q->next;
+	word->size = sizeof(uint16_t);
+	word->op = EVENTFD_POLL_OP_EQUAL;
+	word->mask = AVAIL | USED;
+	word->flags = EVENTFD_POLL_F_ARM | EVENTFD_POLL_F_INDIRECT;
+	word->arm_addr = (uintptr_t)&q->device_event->flags;
+	word->arm_val = VRING_PACKED_EVENT_FLAG_ENABLE;
+}
