@@ -16,7 +16,6 @@
 #define BLK_SECTOR 512u
 #define BLK_SERIAL_LEN 20
 #define BLK_SEG_MAX 126        /* data segments of one request: what fits beside header and status in 128 */
-#define BLK_REQS_MAX 1024      /* requests in flight per virtqueue */
 #define BLK_RANGES_MAX 16      /* max_discard_seg, max_write_zeroes_seg */
 
 enum blk_metric_op { BLK_READ, BLK_WRITE, BLK_FLUSH, BLK_DISCARD, BLK_WRITE_ZEROES, BLK_GET_ID, BLK_OTHER, BLK_OPS };
@@ -40,6 +39,14 @@ struct blk_dev {
 	uint8_t serial[BLK_SERIAL_LEN];
 };
 
+/* Who may touch a queue, and what it does; changes are announced through the worker's event fd. */
+enum queue_state {
+	QUEUE_STOPPED = 0,  /* Python's: may be bound anew, its memory unmapped */
+	QUEUE_RUNNING = 1,
+	QUEUE_STOPPING = 2, /* no more pops; waits for its requests in flight */
+	QUEUE_BROKEN = 3,   /* a fault: no more pops; still the worker's until stopped */
+};
+
 struct blk_lane;
 struct blk_queue;
 
@@ -49,12 +56,31 @@ void blk_dev_destroy(struct blk_dev *dev);
 int blk_lane_create(struct blk_lane **out, struct blk_dev *dev, const char *engine, uint32_t depth);
 void blk_lane_destroy(struct blk_lane *lane);
 
+/*
+ * blk_lane_poll() - One turn: reap, publish, pop a batch of each running queue, submit
+ * Return: requests that moved; 0 means that there is nothing to do but wait
+ */
+unsigned blk_lane_poll(struct blk_lane *lane);
+
+/* The worker's hold on a lane's queues. blk_lane_add(): the queue is bound and becomes RUNNING. Return: 0 or -ENOMEM */
+int blk_lane_add(struct blk_lane *lane, struct blk_queue *q);
+void blk_lane_remove(struct blk_lane *lane, struct blk_queue *q);
+struct io_engine *blk_lane_engine(struct blk_lane *lane);
+/* blk_lane_broken() - The next queue that broke since the last call, or NULL */
+struct blk_queue *blk_lane_broken(struct blk_lane *lane);
+/* blk_lane_notify_off() - After a sleep: ask the drivers of all running queues not to kick */
+void blk_lane_notify_off(struct blk_lane *lane);
+
 /* blk_queue_create() - A virtqueue's place in the disk; bound to rings by blk_queue_bind() before each start. */
 struct blk_queue *blk_queue_create(struct blk_dev *dev, uint16_t index);
 void blk_queue_destroy(struct blk_queue *q);
+/* blk_queue_bind() - Return: 0; virtq_init()'s errors; -ENOMEM */
 int blk_queue_bind(struct blk_queue *q, const struct virtq_config *cfg, const struct mem_table *mem);
 struct virtq *blk_queue_virtq(struct blk_queue *q);
 const struct blk_stats *blk_queue_stats(const struct blk_queue *q);
 uint32_t blk_queue_in_flight(const struct blk_queue *q);
+/* blk_queue_state() - enum queue_state; acquire: what the worker did before the change is visible */
+int blk_queue_state(const struct blk_queue *q);
+void blk_queue_set_state(struct blk_queue *q, enum queue_state state);
 
 #endif

@@ -15,18 +15,10 @@
 #include "../../kernel/c/wait.h"
 #include "blk.h"
 
-enum queue_state {
-	QUEUE_STOPPED = 0, /* Python's: may be bound anew, its memory unmapped */
-	QUEUE_RUNNING = 1,
-	QUEUE_STOPPING = 2,/* no more pops; waits for its requests in flight */
-	QUEUE_BROKEN = 3,  /* a fault: no more pops; still the worker's until stopped */
-};
-
 struct worker;
 
 struct worker_stats {
 	struct wait_stats wait;
-	uint64_t loops;  /* turns of the loop */
 	uint64_t kicks;  /* kick descriptors found signalled */
 	uint64_t cpu_ns; /* CPU time of the thread; refreshed by worker_stats() */
 };
@@ -51,15 +43,13 @@ int worker_event_fd(const struct worker *w);
 int worker_add_lane(struct worker *w, struct blk_lane *lane);
 
 /*
- * worker_start_queue(), worker_stop_queue() - Ask; the answer is the queue's state. Return: 0 or -ENOMEM
+ * worker_start_queue(), worker_stop_queue() - Ask; the answer is the queue's state (blk_queue_state()). A queue whose
+ * kick_fd can't be watched becomes BROKEN. Return: 0 or -ENOMEM
  * @kick_fd: watched edge-triggered, never read; -1 when the driver is to be polled. Must stay open until STOPPED.
  */
 int worker_start_queue(struct worker *w, struct blk_lane *lane, struct blk_queue *q, int kick_fd);
 int worker_stop_queue(struct worker *w, struct blk_queue *q);
 int worker_stop(struct worker *w);
-
-/* worker_queue_state() - enum queue_state, acquire: what the worker did before the change is visible */
-int worker_queue_state(const struct blk_queue *q);
 
 void worker_stats(struct worker *w, struct worker_stats *out);
 

@@ -10,7 +10,9 @@
 #define KPOLL_ATOMICS_H
 
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 #include <time.h>
 
 #if defined(__x86_64__)
@@ -20,6 +22,16 @@
 /* One plain access, exactly once: the compiler may neither repeat, split nor invent it. */
 #define READ_ONCE(x) (*(const volatile __typeof__(x) *)&(x))
 #define WRITE_ONCE(x, v) (*(volatile __typeof__(x) *)&(x) = (v))
+
+/*
+ * Copy out of memory that somebody else may be writing: after this the compiler can't go back and read it again,
+ * which it might with a plain memcpy() into a local.
+ */
+static inline void copy_once(void *dst, const void *src, size_t len)
+{
+	memcpy(dst, src, len);
+	__asm__ volatile("" : : "r"(dst) : "memory");
+}
 
 /* Nothing after the load moves before it; nothing before the store moves after it. */
 #define load_acquire(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)

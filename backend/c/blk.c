@@ -1,0 +1,397 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * blk.c - the block device's turn: pop, submit, reap, publish
+ *
+ * THEORY OF OPERATION
+ *
+ * One turn of a lane reaps what the engine finished, publishes it, then takes the queues in turn: pops a batch of
+ * chains, parses them (blk_parse.c) and hands them to the engine. A device that completes asynchronously gets one
+ * submission for all that was popped. One that completes inside the submit call (a RAM disk, the page cache) would
+ * hold the first answer back until the last request is done, and starve the other queues; there batches are small, and
+ * each is submitted, reaped and published before the next is popped.
+ */
+#include "blk.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "blk_queue.h"
+
+#define BATCH 32        /* chains popped of one queue per turn */
+#define BATCH_INLINE 8  /* the same where the device completes inside the submit call */
+#define REAP 64
+#define LANE_QUEUES 256
+
+struct blk_lane {
+	struct blk_dev *dev;
+	struct io_engine *io;
+	unsigned count;
+	uint32_t broken_seen;  /* mem_broken_count() when the queues' memory was last looked at */
+	bool broke;            /* a queue broke since the worker last asked */
+	struct blk_queue *queues[LANE_QUEUES];
+};
+
+struct blk_dev *blk_dev_create(void)
+{
+	struct blk_dev *dev = calloc(1, sizeof(*dev));
+
+	if (dev)
+		dev->target.fd = dev->target.fd_buffered = -1;
+	return dev;
+}
+
+void blk_dev_destroy(struct blk_dev *dev)
+{
+	free(dev);
+}
+
+/* Bucket i counts latencies below 1 µs << i. */
+static unsigned bucket(uint64_t ns)
+{
+	uint64_t us = ns / 1000;
+	unsigned i = us ? 64 - (unsigned)__builtin_clzll(us) : 0;
+
+	return i < BLK_BUCKETS ? i : BLK_BUCKETS - 1;
+}
+
+/* The request used last is the one still in the cache; untouched ones come only when all others are in flight. */
+static struct blk_req *get_req(struct blk_queue *q)
+{
+	struct blk_req *req = q->free;
+
+	if (likely(req != NULL)) {
+		q->free = req->free_next;
+	} else if (q->reqs_used < q->reqs_count) {
+		req = &q->reqs[q->reqs_used++];
+		req->queue = q;
+	}
+	return req;
+}
+
+static void put_req(struct blk_req *req)
+{
+	req->free_next = req->queue->free;
+	req->queue->free = req;
+}
+
+/* The driver may have made several buffers of one head: each has a request of its own, so freeing is always sound. */
+static void finish(struct blk_req *req, uint8_t status, uint64_t len)
+{
+	struct blk_queue *q = req->queue;
+
+	WRITE_ONCE(*req->status, status);
+	virtq_push(&q->vq, &req->chain, (uint32_t)len);
+	put_req(req);
+	store_relaxed(&q->in_flight, q->in_flight - 1);
+}
+
+void blk_finish(struct blk_req *req, uint8_t status, uint64_t now)
+{
+	struct blk_stats *stats = &req->queue->stats;
+	uint64_t ns = now - req->start_ns;
+
+	count_add(&stats->requests[req->op], 1);
+	count_add(&stats->latency[req->op][bucket(ns)], 1);
+	count_add(&stats->latency_sum_ns[req->op], ns);
+	if (likely(status == VIRTIO_BLK_S_OK)) {
+		if (req->op <= BLK_WRITE)
+			count_add(&stats->bytes[req->op], req->io.len);
+		finish(req, status, req->op == BLK_READ || req->op == BLK_GET_ID ? req->chain.in_len : 1);
+	} else {
+		finish(req, status, 1);
+	}
+}
+
+void blk_reject(struct blk_req *req, uint8_t status, enum blk_metric_error kind)
+{
+	count_add(&req->queue->stats.errors[req->op][kind], 1);
+	blk_finish(req, status, now_ns());
+}
+
+/* An I/O request came back from the engine. Return: true when the chain was pushed */
+static bool complete(struct blk_lane *lane, struct blk_req *req, uint64_t now)
+{
+	if (likely(req->io.res == 0)) {
+		if (unlikely(req->op == BLK_DISCARD || req->op == BLK_WRITE_ZEROES) && blk_next_range(req)) {
+			io_queue(lane->io, &req->io);
+			return false;
+		}
+		blk_finish(req, VIRTIO_BLK_S_OK, now);
+	} else if (req->io.res == -EOPNOTSUPP) {
+		count_add(&req->queue->stats.errors[req->op][BLK_E_UNSUPPORTED], 1);
+		blk_finish(req, VIRTIO_BLK_S_UNSUPP, now);
+	} else {
+		count_add(&req->queue->stats.errors[req->op][BLK_E_IO], 1);
+		blk_finish(req, VIRTIO_BLK_S_IOERR, now);
+	}
+	return true;
+}
+
+static unsigned reap(struct blk_lane *lane)
+{
+	struct io_req *done[REAP];
+	unsigned n = io_reap(lane->io, done, REAP);
+	uint64_t now;
+
+	if (n == 0)
+		return 0;
+	now = now_ns();
+	for (unsigned i = 0; i < n; i++)
+		complete(lane, container_of(done[i], struct blk_req, io), now);
+	for (unsigned i = 0; i < lane->count; i++)
+		virtq_publish(&lane->queues[i]->vq);
+	return n;
+}
+
+static void broke(struct blk_lane *lane, struct blk_queue *q)
+{
+	q->broke = lane->broke = true;
+	blk_queue_set_state(q, QUEUE_BROKEN);
+}
+
+/* Pop up to @max chains. Two passes, so that one chain's header is on its way while the next is popped. */
+static unsigned pop_batch(struct blk_lane *lane, struct blk_queue *q, unsigned max)
+{
+	struct blk_req *batch[BATCH];
+	unsigned n = 0;
+	uint64_t now;
+	int rc = 0;
+
+	while (n < max) {
+		struct blk_req *req;
+
+		if (!virtq_more(&q->vq))
+			break;
+		req = get_req(q);
+		/* As many requests as ring entries: a driver that has more in flight reuses buffers we still hold. */
+		if (unlikely(!req)) {
+			rc = virtq_fail(&q->vq, VIRTQ_FAULT_TOO_MANY);
+			break;
+		}
+		rc = virtq_pop(&q->vq, &req->chain, req->iov, BLK_IOVS);
+		if (rc <= 0) {
+			put_req(req);
+			break;
+		}
+		__builtin_prefetch(req->iov[0].iov_base);
+		batch[n++] = req;
+	}
+	if (n > 0) {
+		store_relaxed(&q->in_flight, q->in_flight + n);
+		now = now_ns();
+		for (unsigned i = 0; i < n; i++) {
+			int ready;
+
+			batch[i]->start_ns = now;
+			ready = blk_parse(q, batch[i]);
+			if (likely(ready > 0)) {
+				io_queue(lane->io, &batch[i]->io);
+			} else if (ready < 0) {
+				/* No status byte to write: this one is never answered, only forgotten. */
+				put_req(batch[i]);
+				store_relaxed(&q->in_flight, q->in_flight - 1);
+				rc = ready;
+			}
+		}
+	}
+	if (unlikely(rc < 0))
+		broke(lane, q);
+	return n;
+}
+
+/* Memory was truncated under somebody: stop the queues that live in it. */
+static void check_memory(struct blk_lane *lane)
+{
+	lane->broken_seen = mem_broken_count();
+	for (unsigned i = 0; i < lane->count; i++) {
+		struct blk_queue *q = lane->queues[i];
+
+		if (q->state == QUEUE_RUNNING && mem_table_broken(q->vq.mem)) {
+			virtq_fail(&q->vq, VIRTQ_FAULT_MEMORY_GONE);
+			broke(lane, q);
+		}
+	}
+}
+
+unsigned blk_lane_poll(struct blk_lane *lane)
+{
+	unsigned work = reap(lane);
+
+	if (unlikely(lane->broken_seen != mem_broken_count()))
+		check_memory(lane);
+	for (unsigned i = 0; i < lane->count; i++) {
+		struct blk_queue *q = lane->queues[i];
+		bool small = lane->io->completes_inline;
+		unsigned n;
+
+		if (q->state != QUEUE_RUNNING)
+			continue;
+		n = pop_batch(lane, q, small ? BATCH_INLINE : BATCH);
+		if (n > 0 && small) {
+			io_submit_all(lane->io);
+			reap(lane);
+		}
+		virtq_publish(&q->vq); /* what was answered without any I/O */
+		work += n;
+	}
+	if (lane->io->in_flight > 0) {
+		io_submit_all(lane->io);
+		work += reap(lane);
+	}
+	return work;
+}
+
+int blk_lane_create(struct blk_lane **out, struct blk_dev *dev, const char *engine, uint32_t depth)
+{
+	struct blk_lane *lane = calloc(1, sizeof(*lane));
+	int rc;
+
+	if (!lane)
+		return -ENOMEM;
+	lane->dev = dev;
+	lane->broken_seen = mem_broken_count();
+	rc = io_engine_create(&lane->io, engine, &dev->target, depth);
+	if (rc < 0) {
+		free(lane);
+		return rc;
+	}
+	*out = lane;
+	return 0;
+}
+
+void blk_lane_destroy(struct blk_lane *lane)
+{
+	if (!lane)
+		return;
+	io_engine_destroy(lane->io);
+	free(lane);
+}
+
+int blk_lane_add(struct blk_lane *lane, struct blk_queue *q)
+{
+	if (lane->count == LANE_QUEUES)
+		return -ENOMEM;
+	lane->queues[lane->count++] = q;
+	blk_queue_set_state(q, QUEUE_RUNNING);
+	if (mem_table_broken(q->vq.mem)) { /* it may have broken before this lane began to look */
+		virtq_fail(&q->vq, VIRTQ_FAULT_MEMORY_GONE);
+		broke(lane, q);
+	}
+	return 0;
+}
+
+void blk_lane_remove(struct blk_lane *lane, struct blk_queue *q)
+{
+	for (unsigned i = 0; i < lane->count; i++) {
+		if (lane->queues[i] == q) {
+			lane->queues[i] = lane->queues[--lane->count];
+			return;
+		}
+	}
+}
+
+struct io_engine *blk_lane_engine(struct blk_lane *lane)
+{
+	return lane->io;
+}
+
+struct blk_queue *blk_lane_broken(struct blk_lane *lane)
+{
+	for (unsigned i = 0; lane->broke && i < lane->count; i++) {
+		if (lane->queues[i]->broke) {
+			lane->queues[i]->broke = false;
+			return lane->queues[i];
+		}
+	}
+	lane->broke = false;
+	return NULL;
+}
+
+void blk_lane_notify_off(struct blk_lane *lane)
+{
+	for (unsigned i = 0; i < lane->count; i++)
+		if (lane->queues[i]->state == QUEUE_RUNNING)
+			virtq_notify_off(&lane->queues[i]->vq);
+}
+
+struct blk_queue *blk_queue_create(struct blk_dev *dev, uint16_t index)
+{
+	struct blk_queue *q = calloc(1, sizeof(*q));
+
+	if (q) {
+		q->dev = dev;
+		q->index = index;
+	}
+	return q;
+}
+
+static void free_reqs(struct blk_queue *q)
+{
+	if (q->reqs)
+		munmap(q->reqs, q->reqs_count * sizeof(*q->reqs));
+	q->reqs = NULL;
+	q->free = NULL;
+	q->reqs_count = q->reqs_used = 0;
+}
+
+void blk_queue_destroy(struct blk_queue *q)
+{
+	if (!q)
+		return;
+	free_reqs(q);
+	free(q);
+}
+
+/* Requests come from untouched pages: a queue of 32768 entries costs what its depth in use costs. */
+static int make_reqs(struct blk_queue *q, uint32_t count)
+{
+	void *at;
+
+	if (q->reqs_count == count)
+		return 0;
+	free_reqs(q);
+	at = mmap(NULL, count * sizeof(*q->reqs), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (at == MAP_FAILED)
+		return -ENOMEM;
+	q->reqs = at;
+	q->reqs_count = count;
+	return 0;
+}
+
+int blk_queue_bind(struct blk_queue *q, const struct virtq_config *cfg, const struct mem_table *mem)
+{
+	uint64_t calls = q->vq.calls, suppressed = q->vq.calls_suppressed;
+	int rc = virtq_init(&q->vq, cfg, mem);
+
+	/* Counters of the device, not of this binding. */
+	q->vq.calls = calls;
+	q->vq.calls_suppressed = suppressed;
+	q->broke = false;
+	return rc < 0 ? rc : make_reqs(q, cfg->size);
+}
+
+struct virtq *blk_queue_virtq(struct blk_queue *q)
+{
+	return &q->vq;
+}
+
+const struct blk_stats *blk_queue_stats(const struct blk_queue *q)
+{
+	return &q->stats;
+}
+
+uint32_t blk_queue_in_flight(const struct blk_queue *q)
+{
+	return load_relaxed(&q->in_flight);
+}
+
+int blk_queue_state(const struct blk_queue *q)
+{
+	return (int)load_acquire(&q->state); /* pairs with blk_queue_set_state() in the worker */
+}
+
+void blk_queue_set_state(struct blk_queue *q, enum queue_state state)
+{
+	store_release(&q->state, (uint32_t)state);
+}

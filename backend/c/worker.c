@@ -1,0 +1,357 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * worker.c - the loop of a worker thread, and its mailbox
+ *
+ * THEORY OF OPERATION
+ *
+ * A worker turns its lanes until a turn moves nothing, then waits in its wait set, where every running queue, every
+ * engine and the mailbox have an entry. State is prepared by the steering thread, applied here between two turns, and
+ * acknowledged: a queue belongs to the worker from the START command until it stores STOPPED, which it does only when
+ * nothing of that queue is in flight and the wait set no longer names its memory.
+ *
+ * The mailbox is QEMU's aio_notify() pattern, a flag and an eventfd: the flag is one of the words that a spin watches,
+ * the eventfd ends a sleep.
+ *
+ *	steering thread			worker
+ *	list += command  (lock)
+ *	notified := 1    (release)	spins: sees notified, or
+ *	write(mailbox_fd)		sleeps: woken by the edge; either way then
+ *					notified := 0
+ *					takes the list (lock)
+ *
+ * The flag is cleared before the list is taken, so a command posted in between is found twice at worst, never missed.
+ */
+#include "worker.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "../../kernel/c/atomics.h"
+
+#define LANES 16
+#define NO_KICK_POLL_NS 200000 /* a driver without a kick descriptor wants to be polled (SET_VRING_KICK, bit 8) */
+
+enum command_op { COMMAND_START, COMMAND_STOP, COMMAND_EXIT };
+
+struct command {
+	struct command *next;
+	enum command_op op;
+	struct blk_lane *lane;
+	struct blk_queue *queue;
+	int kick_fd;
+};
+
+/* A queue that this worker holds. */
+struct held {
+	struct blk_lane *lane;
+	struct blk_queue *queue;
+	bool no_kick;
+};
+
+struct worker {
+	struct wait_set wait;
+	struct worker_stats stats;
+	struct blk_lane *lanes[LANES];
+	unsigned lane_count;
+	struct held *held;
+	unsigned held_count, held_cap;
+	unsigned no_kick; /* held queues that have no kick descriptor */
+	bool stopping;    /* some held queue is STOPPING */
+	bool exiting;
+
+	/* The mailbox. */
+	pthread_mutex_t lock;
+	struct command *commands, **commands_end; /* under lock */
+	uint32_t notified;                        /* atomic */
+	int mailbox_fd;
+	int event_fd;
+
+	pthread_t thread;
+	uint32_t running; /* atomic: thread is valid */
+};
+
+static void tell(int fd)
+{
+	uint64_t one = 1;
+
+	if (write(fd, &one, sizeof(one)) < 0) /* only EAGAIN: 2^64 - 2 tellings that nobody read */
+		return;
+}
+
+int worker_create(struct worker **out, int strategy, uint32_t max_us)
+{
+	const struct eventfd_poll_info *word;
+	struct worker *w;
+	int rc;
+
+	if (strategy != WAIT_OFF && strategy != WAIT_USER)
+		return -EINVAL;
+	w = calloc(1, sizeof(*w));
+	if (!w)
+		return -ENOMEM;
+	pthread_mutex_init(&w->lock, NULL);
+	w->commands_end = &w->commands;
+	w->mailbox_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	w->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	rc = w->mailbox_fd < 0 || w->event_fd < 0 ? -errno : wait_set_init(&w->wait, strategy, max_us);
+	word = &(struct eventfd_poll_info){
+		.addr = (uintptr_t)&w->notified,
+		.size = sizeof(w->notified),
+		.op = EVENTFD_POLL_OP_NOT_EQUAL,
+	};
+	if (rc == 0)
+		rc = wait_set_add(&w->wait, w->mailbox_fd, word, w, NULL);
+	if (rc < 0) {
+		worker_destroy(w);
+		return rc;
+	}
+	*out = w;
+	return 0;
+}
+
+void worker_destroy(struct worker *w)
+{
+	if (!w)
+		return;
+	while (w->commands) {
+		struct command *next = w->commands->next;
+
+		free(w->commands);
+		w->commands = next;
+	}
+	wait_set_fini(&w->wait);
+	if (w->mailbox_fd >= 0)
+		close(w->mailbox_fd);
+	if (w->event_fd >= 0)
+		close(w->event_fd);
+	pthread_mutex_destroy(&w->lock);
+	free(w->held);
+	free(w);
+}
+
+int worker_event_fd(const struct worker *w)
+{
+	return w->event_fd;
+}
+
+int worker_add_lane(struct worker *w, struct blk_lane *lane)
+{
+	struct io_wait waits[IO_WAITS_MAX];
+	unsigned n = io_waits(blk_lane_engine(lane), waits);
+
+	if (w->lane_count == LANES)
+		return -ENOMEM;
+	for (unsigned i = 0; i < n; i++) {
+		int rc = wait_set_add(&w->wait, waits[i].fd, waits[i].has_word ? &waits[i].word : NULL, lane, NULL);
+
+		if (rc < 0) {
+			wait_set_del(&w->wait, lane);
+			return rc;
+		}
+	}
+	w->lanes[w->lane_count++] = lane;
+	return 0;
+}
+
+static int post(struct worker *w, struct command command)
+{
+	struct command *c = malloc(sizeof(*c));
+
+	if (!c)
+		return -ENOMEM;
+	*c = command;
+	c->next = NULL;
+	pthread_mutex_lock(&w->lock);
+	*w->commands_end = c;
+	w->commands_end = &c->next;
+	pthread_mutex_unlock(&w->lock);
+	store_release(&w->notified, 1); /* pairs with the acquire in worker_run() and in the wait set */
+	tell(w->mailbox_fd);
+	return 0;
+}
+
+int worker_start_queue(struct worker *w, struct blk_lane *lane, struct blk_queue *q, int kick_fd)
+{
+	return post(w, (struct command){ .op = COMMAND_START, .lane = lane, .queue = q, .kick_fd = kick_fd });
+}
+
+int worker_stop_queue(struct worker *w, struct blk_queue *q)
+{
+	return post(w, (struct command){ .op = COMMAND_STOP, .queue = q });
+}
+
+int worker_stop(struct worker *w)
+{
+	return post(w, (struct command){ .op = COMMAND_EXIT });
+}
+
+static int hold(struct worker *w, struct blk_lane *lane, struct blk_queue *q, bool no_kick)
+{
+	if (w->held_count == w->held_cap) {
+		unsigned cap = w->held_cap ? w->held_cap * 2 : 8;
+		void *grown = realloc(w->held, cap * sizeof(*w->held));
+
+		if (!grown)
+			return -ENOMEM;
+		w->held = grown;
+		w->held_cap = cap;
+	}
+	w->held[w->held_count++] = (struct held){ lane, q, no_kick };
+	w->no_kick += no_kick;
+	return 0;
+}
+
+static void start_queue(struct worker *w, const struct command *c)
+{
+	struct eventfd_poll_info word;
+	int rc;
+
+	virtq_watch(blk_queue_virtq(c->queue), &word);
+	rc = hold(w, c->lane, c->queue, c->kick_fd < 0);
+	if (rc == 0)
+		rc = wait_set_add(&w->wait, c->kick_fd, &word, c->queue, &w->stats.kicks);
+	if (rc == 0)
+		rc = blk_lane_add(c->lane, c->queue);
+	if (rc < 0) {
+		virtq_fail(blk_queue_virtq(c->queue), VIRTQ_FAULT_REQUEST);
+		wait_set_del(&w->wait, c->queue);
+		blk_queue_set_state(c->queue, QUEUE_BROKEN);
+	} else {
+		virtq_notify_off(blk_queue_virtq(c->queue));
+	}
+	tell(w->event_fd);
+}
+
+static void stop_queue(struct worker *w, struct blk_queue *q)
+{
+	/* Its words would stay true for ever now that nobody pops: out of the wait set at once. */
+	wait_set_del(&w->wait, q);
+	blk_queue_set_state(q, QUEUE_STOPPING);
+	w->stopping = true;
+}
+
+static void take_commands(struct worker *w)
+{
+	struct command *c;
+
+	store_relaxed(&w->notified, 0);
+	mb_full(); /* pairs with post(): either we find the command, or its notified := 1 comes after our 0 */
+	pthread_mutex_lock(&w->lock);
+	c = w->commands;
+	w->commands = NULL;
+	w->commands_end = &w->commands;
+	pthread_mutex_unlock(&w->lock);
+
+	while (c) {
+		struct command *next = c->next;
+
+		if (c->op == COMMAND_START)
+			start_queue(w, c);
+		else if (c->op == COMMAND_STOP)
+			stop_queue(w, c->queue);
+		else
+			w->exiting = true;
+		free(c);
+		c = next;
+	}
+	for (unsigned i = 0; w->exiting && i < w->held_count; i++)
+		stop_queue(w, w->held[i].queue);
+}
+
+/* Let go of the queues that have drained. */
+static void settle(struct worker *w)
+{
+	bool released = false;
+
+	w->stopping = false;
+	for (unsigned i = 0; i < w->held_count;) {
+		struct held *h = &w->held[i];
+
+		if (blk_queue_state(h->queue) != QUEUE_STOPPING) {
+			i++;
+			continue;
+		}
+		if (blk_queue_in_flight(h->queue) > 0) {
+			w->stopping = true;
+			i++;
+			continue;
+		}
+		virtq_publish(blk_queue_virtq(h->queue));
+		blk_lane_remove(h->lane, h->queue);
+		blk_queue_set_state(h->queue, QUEUE_STOPPED); /* from here on it is Python's */
+		w->no_kick -= h->no_kick;
+		*h = w->held[--w->held_count];
+		released = true;
+	}
+	if (released)
+		tell(w->event_fd);
+}
+
+/* A broken queue's avail index never moves again: stop watching it, and tell. */
+static void bury_broken(struct worker *w)
+{
+	for (unsigned i = 0; i < w->lane_count; i++) {
+		struct blk_queue *q;
+
+		while ((q = blk_lane_broken(w->lanes[i])) != NULL) {
+			wait_set_del(&w->wait, q);
+			tell(w->event_fd);
+		}
+	}
+}
+
+static void wait_for_work(struct worker *w)
+{
+	int64_t timeout = w->no_kick ? NO_KICK_POLL_NS : -1;
+
+	for (unsigned i = 0; i < w->lane_count; i++) {
+		int64_t t = io_sleep_timeout_ns(blk_lane_engine(w->lanes[i]));
+
+		if (t >= 0 && (timeout < 0 || t < timeout))
+			timeout = t;
+	}
+	if (wait_set_wait(&w->wait, timeout) == WAIT_ARMED)
+		for (unsigned i = 0; i < w->lane_count; i++)
+			blk_lane_notify_off(w->lanes[i]);
+}
+
+int worker_run(struct worker *w)
+{
+	w->thread = pthread_self();
+	store_release(&w->running, 1);
+	for (;;) {
+		unsigned work = 0;
+
+		if (unlikely(load_acquire(&w->notified)))
+			take_commands(w);
+		for (unsigned i = 0; i < w->lane_count; i++)
+			work += blk_lane_poll(w->lanes[i]);
+		bury_broken(w);
+		if (unlikely(w->stopping))
+			settle(w);
+		if (unlikely(w->exiting) && w->held_count == 0)
+			break;
+		if (work == 0)
+			wait_for_work(w);
+	}
+	store_release(&w->running, 0);
+	return 0;
+}
+
+void worker_stats(struct worker *w, struct worker_stats *out)
+{
+	struct timespec ts;
+	clockid_t clock;
+
+	out->wait.hits = load_relaxed(&w->wait.stats.hits);
+	out->wait.gave_way = load_relaxed(&w->wait.stats.gave_way);
+	out->wait.timeouts = load_relaxed(&w->wait.stats.timeouts);
+	out->wait.sleeps = load_relaxed(&w->wait.stats.sleeps);
+	out->kicks = load_relaxed(&w->stats.kicks);
+	out->cpu_ns = 0;
+	if (load_acquire(&w->running) && pthread_getcpuclockid(w->thread, &clock) == 0 && clock_gettime(clock, &ts) == 0)
+		out->cpu_ns = (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
