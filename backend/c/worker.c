@@ -225,8 +225,21 @@ static void start_queue(struct worker *w, const struct command *c)
 	tell(w->event_fd);
 }
 
+static bool is_held(const struct worker *w, const struct blk_queue *q)
+{
+	for (unsigned i = 0; i < w->held_count; i++)
+		if (w->held[i].queue == q)
+			return true;
+	return false;
+}
+
 static void stop_queue(struct worker *w, struct blk_queue *q)
 {
+	if (!is_held(w, q)) { /* never started, for want of memory, or stopped already */
+		blk_queue_set_state(q, QUEUE_STOPPED);
+		tell(w->event_fd);
+		return;
+	}
 	/* Its words would stay true for ever now that nobody pops: out of the wait set at once. */
 	wait_set_del(&w->wait, q);
 	blk_queue_set_state(q, QUEUE_STOPPING);
