@@ -439,13 +439,13 @@ def parse(header: Header, payload: bytes, fds: int) -> tuple[Request, Payload]:
     return Request(header.request), rule.payload.unpack(payload)
 
 
-def request(request: int, payload: Payload, *, need_reply: bool = False) -> bytes:
+def pack_request(request: int, payload: Payload, *, need_reply: bool = False) -> bytes:
     """Put a request into its wire form."""
     data = payload.pack()
     return Header(request, VERSION | (FLAG_NEED_REPLY if need_reply else 0), len(data)).pack() + data
 
 
-def reply(request: int, payload: Payload) -> bytes:
+def pack_reply(request: int, payload: Payload) -> bytes:
     """Put the reply to a request into its wire form."""
     data = payload.pack()
     return Header(request, VERSION | FLAG_REPLY, len(data)).pack() + data
