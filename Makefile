@@ -1,0 +1,66 @@
+# kpoll: every command that a user or the CI needs. `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BUILT := $(VENV)/.built
+C_FILES := $(wildcard kernel/c/*.[ch] vhost/c/*.[ch] nvme/c/*.[ch] backend/c/*.[ch])
+C_STYLED := $(C_FILES) $(wildcard tests/*/*.[ch])
+PACKAGES := kpoll.kernel kpoll.nvme kpoll.vhost kpoll.backend
+C_WARNINGS := -std=gnu11 -D_GNU_SOURCE -I. -Wall -Wextra -Werror
+
+# What a fuzzing run of `make fuzz` gets, for each harness; CI gives a minute.
+FUZZ_SECONDS ?= 1800
+# make demo ACCEL=kvm where KVM works for ordinary guests
+ACCEL ?= tcg
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo check lint fmt bench fuzz clean
+
+help: ## Show what each command does
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: $(BUILT) ## Install kpoll into .venv (leaves .venv/bin/kpoll); installs from apt what that needs
+
+# An extension is not rebuilt for a changed header alone: what was built goes first.
+$(BUILT): pyproject.toml setup.py vhost/core_build.py $(C_FILES) $(wildcard */c/*.cdef kernel/uapi/*.h) .ci/setup
+	@.ci/setup build
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@rm -rf build vhost/_core.*.so
+	@echo "build: compiling kpoll into $(VENV)"
+	@KPOLL_WERROR=1 $(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: build ## Show kpoll at work: a guest makes, fills, trims and keeps a disk (ACCEL=kvm to use KVM)
+	@.ci/setup vm
+	@$(BIN)/python -m tests.vm.demo --accel $(ACCEL)
+
+check: lint ## Lint, types and all tests: what CI runs
+	$(BIN)/pytest -rs --durations=8 $(PYTEST_ARGS)
+
+lint: build ## Style, types and compiler warnings, without the tests
+	@.ci/setup check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(PACKAGES:%=-p %)
+	$(BIN)/mypy tests
+	clang-format --dry-run -Werror $(C_STYLED)
+	clang $(C_WARNINGS) -fsyntax-only $(filter %.c,$(C_FILES))
+
+fmt: build ## Put Python and C into the project's style
+	@.ci/setup check
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	clang-format -i $(C_STYLED)
+
+bench: build ## Compare with qemu-storage-daemon on the same device: a table and a picture (needs root, for zram)
+	@.ci/setup check
+	$(BIN)/python -m kpoll.backend.bench.compare
+
+fuzz: build ## Fuzz for FUZZ_SECONDS (half an hour) per harness; CI gives each a minute
+	@.ci/setup check
+	KPOLL_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/pytest -rs -s tests/fuzz
+
+clean: ## Remove what was built (not the cache of kernels and images in ~/.cache/kpoll)
+	rm -rf $(VENV) build dist *.egg-info vhost/_core.c vhost/_core.*.so
