@@ -8,6 +8,7 @@
  * held back until all others are in memory; a device that reads in order sees nothing of a batch before that.
  */
 #include <errno.h>
+#include <linux/virtio_config.h>
 #include <linux/virtio_ring.h>
 #include <stdlib.h>
 #include <string.h>
@@ -138,6 +139,11 @@ void driver_destroy(struct driver *d)
 	if (d)
 		free(d->slots);
 	free(d);
+}
+
+void driver_set_kick_fd(struct driver *d, int kick_fd)
+{
+	d->kick_fd = kick_fd;
 }
 
 /* The slot's own indirect table: free again as soon as the slot is, so a request allocates nothing. */

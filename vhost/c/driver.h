@@ -64,6 +64,9 @@ int driver_lay_out(struct driver_layout *out, uint32_t size, uint64_t features, 
 int driver_create(struct driver **out, const struct driver_config *cfg);
 void driver_destroy(struct driver *d);
 
+/* driver_set_kick_fd() - Change the eventfd that notifies the device (driver_config.kick_fd) */
+void driver_set_kick_fd(struct driver *d, int kick_fd);
+
 /**
  * driver_add() - Write a request's descriptors
  * @bufs:	Its buffers, the @out device-readable ones first, then the @in device-writable ones
