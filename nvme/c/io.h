@@ -19,7 +19,7 @@
 
 enum io_op { IO_READ, IO_WRITE, IO_FLUSH, IO_DISCARD, IO_WRITE_ZEROES };
 
-#define IO_F_DSYNC 1 /* IO_WRITE: durable before it completes (write-through) */
+#define IO_F_DSYNC 1 /* IO_WRITE, IO_DISCARD, IO_WRITE_ZEROES: durable before it completes (write-through) */
 #define IO_F_UNMAP 2 /* IO_WRITE_ZEROES: the space may be given back */
 
 /* What the disk is made of. Filled by io_target_open(), constant after that. */
@@ -85,6 +85,8 @@ struct io_engine {
 	const struct io_target *target;
 	struct io_helper *helper;
 	unsigned in_flight;     /* staged, submitted or with a helper, not yet reaped */
+	unsigned unsignalled;   /* of these: in the kernel, and their completion will write no eventfd */
+	unsigned held;          /* of these: what the last submit could not hand over */
 	bool completes_inline;  /* the device finishes inside the submit call: keep batches small */
 	struct io_stats stats;
 };
@@ -92,9 +94,9 @@ struct io_engine {
 /**
  * io_engine_create() - Make an engine
  * @name:	"aio", "io_uring" or "null"
- * @depth:	Most requests in flight at once (1..65536); more than that is never staged
+ * @depth:	Most requests in flight at once (1..65536); one more comes back with -EBUSY
  *
- * Return: 0; -EINVAL for an unknown name; -ENOSYS/-EPERM where the kernel or a container's policy has no io_uring;
+ * Return: 0; -EINVAL for an unknown name or depth; -ENOSYS/-EPERM where the kernel or a container's policy has no io_uring;
  * -EAGAIN when fs.aio-max-nr is used up; -ENOMEM
  */
 int io_engine_create(struct io_engine **out, const char *name, const struct io_target *t, uint32_t depth);
@@ -137,7 +139,8 @@ unsigned io_waits(struct io_engine *e, struct io_wait waits[IO_WAITS_MAX]);
 
 /*
  * io_sleep_timeout_ns() - Longest sleep that is safe now: -1 (completions will signal), or a short time while
- * requests are in flight whose completion signals nobody (aio leaves RESFD out on devices that complete inline).
+ * requests are in flight whose completion signals nobody (aio leaves RESFD out on devices that complete inline), or
+ * that the kernel would not take yet.
  */
 int64_t io_sleep_timeout_ns(const struct io_engine *e);
 

@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * aio.c - Linux AIO: one io_submit(2) for a batch, completions reaped from the ring that the kernel maps into us
+ *
+ * io_setup(2) returns the address of a ring of io_events in our memory (fs/aio.c, struct aio_ring). The kernel
+ * stores events and then moves `tail`; we read them and move `head`. No system call is needed to collect, as long as
+ * nobody calls io_getevents(2) on the same ring. A kernel whose ring looks different is asked by io_getevents(2).
+ *
+ * Signals: an iocb with IOCB_FLAG_RESFD writes our eventfd when it completes, so that a sleeping worker wakes. On
+ * devices that complete inside io_submit(2) (zram, the page cache) nobody can be asleep then, and the flag is only
+ * cost. So: once everything in the kernel was complete at the end of INLINE_RUN submits in a row, the flag is left
+ * out; the first submit after which something is still under way brings it back at once. What was submitted without
+ * it until then is counted as `unsignalled`, and the worker's sleep is short while there is any.
+ *
+ * Blocking: with RWF_NOWAIT the kernel answers -EAGAIN instead of blocking in io_submit(2), and the request moves to
+ * a helper thread. Without it, direct I/O may block for a moment (allocation, tags), which is accepted; the page
+ * cache would block for as long as the disk takes, so there the helper does it all.
+ */
+#include <errno.h>
+#include <linux/fs.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "engine.h"
+#include "helper.h"
+
+#define AIO_RING_MAGIC 0xa10a10a1
+#define INLINE_RUN 64
+
+struct aio_ring {
+	unsigned id, nr, head, tail;
+	unsigned magic, compat_features, incompat_features, header_length;
+	struct io_event events[];
+};
+
+struct aio {
+	struct io_engine engine;
+	struct aio_ring *ring; /* NULL: not one that we know, use io_getevents(2) */
+	aio_context_t ctx;
+	int event_fd;
+	uint32_t iocb_flags;   /* of the next iocbs: IOCB_FLAG_RESFD or 0 */
+	uint32_t in_kernel;    /* submitted and not reaped */
+	uint32_t inline_run;   /* submits in a row that left nothing under way, up to INLINE_RUN */
+	uint32_t helper_ops;   /* bit 1 << enum io_op: goes to the helper without asking */
+	int nowait[2];         /* by IO_READ, IO_WRITE: RWF_NOWAIT or 0 */
+	uint32_t depth, staged;
+	struct iocb *iocbs[];  /* [0 .. staged) */
+};
+
+static void aio_queue(struct io_engine *e, struct io_req *r)
+{
+	static const uint16_t opcode[2][2] = {
+		[IO_READ] = { IOCB_CMD_PREADV, IOCB_CMD_PREAD },
+		[IO_WRITE] = { IOCB_CMD_PWRITEV, IOCB_CMD_PWRITE },
+	};
+	struct aio *a = container_of(e, struct aio, engine);
+	bool one = r->iovcnt == 1; /* spares the kernel copying an iovec */
+
+	r->done = 0;
+	r->in_helper = false;
+	if (unlikely(e->in_flight > a->depth)) {
+		io_helper_finish(e->helper, r, -EBUSY);
+		return;
+	}
+	if (unlikely((a->helper_ops >> r->op) & 1) || unlikely(io_range_misaligned(e->target, r->offset, r->len)) ||
+	    unlikely(io_iov_misaligned(e->target, r->iov, r->iovcnt)) ||
+	    /* generic_write_sync() would wait for the disk inside io_submit() */
+	    unlikely((r->flags & IO_F_DSYNC) && !e->target->direct)) {
+		io_helper_queue(e->helper, r);
+		return;
+	}
+	r->iocb = (struct iocb){
+		.aio_data = (uintptr_t)r,
+		.aio_rw_flags = a->nowait[r->op] | (r->flags & IO_F_DSYNC ? RWF_DSYNC : 0),
+		.aio_lio_opcode = opcode[r->op][one],
+		.aio_fildes = (uint32_t)e->target->fd,
+		.aio_buf = one ? (uintptr_t)r->iov->iov_base : (uintptr_t)r->iov,
+		.aio_nbytes = one ? r->iov->iov_len : r->iovcnt,
+		.aio_offset = (int64_t)r->offset,
+		.aio_flags = a->iocb_flags,
+		.aio_resfd = (uint32_t)a->event_fd,
+	};
+	a->iocbs[a->staged++] = &r->iocb;
+}
+
+/* RWF_NOWAIT was refused for this direction: do without, where that can block only for a moment. */
+static void aio_forget_nowait(struct aio *a, unsigned op)
+{
+	a->nowait[op] = 0;
+	if (!a->engine.target->direct)
+		a->helper_ops |= 1u << op;
+}
+
+/* Is everything that the kernel has of us complete, waiting in the ring? */
+static bool aio_all_complete(const struct aio *a)
+{
+	unsigned head = a->ring->head, tail = load_relaxed(&a->ring->tail); /* a look only: aio_reap() acquires */
+
+	return (tail >= head ? tail - head : tail + a->ring->nr - head) == a->in_kernel;
+}
+
+static void aio_learn(struct aio *a, unsigned sent)
+{
+	if (!a->ring)
+		return;
+	if (likely(aio_all_complete(a))) {
+		count_add(&a->engine.stats.inline_done, sent);
+		if (unlikely(a->inline_run < INLINE_RUN) && ++a->inline_run == INLINE_RUN) {
+			a->engine.completes_inline = true;
+			a->iocb_flags = 0;
+		}
+		return;
+	}
+	a->inline_run = 0;
+	if (a->engine.completes_inline) {
+		a->engine.completes_inline = false;
+		a->iocb_flags = IOCB_FLAG_RESFD;
+		a->engine.unsignalled = a->in_kernel;
+		for (unsigned i = 0; i < a->staged; i++)
+			a->iocbs[i]->aio_flags = IOCB_FLAG_RESFD;
+	}
+}
+
+static int aio_submit(struct io_engine *e)
+{
+	struct aio *a = container_of(e, struct aio, engine);
+	unsigned n = a->staged, sent = 0, redirected = 0;
+
+	if (!n)
+		return 0;
+	do {
+		long ret = syscall(SYS_io_submit, a->ctx, (long)(n - sent), a->iocbs + sent);
+
+		count_add(&e->stats.submits, 1);
+		if (likely(ret > 0)) {
+			sent += (unsigned)ret;
+		} else if (ret == 0 || errno == EAGAIN) {
+			break; /* out of kernel resources: the rest stays staged */
+		} else {
+			/* The first one is refused; the helper does it, or finds the same error and answers with it. */
+			struct io_req *r = (struct io_req *)(uintptr_t)a->iocbs[sent]->aio_data;
+
+			if (errno == EOPNOTSUPP && (r->iocb.aio_rw_flags & RWF_NOWAIT))
+				aio_forget_nowait(a, r->op);
+			io_helper_queue(e->helper, r);
+			sent++;
+			redirected++;
+		}
+	} while (unlikely(sent < n));
+
+	a->staged = n - sent;
+	e->held = a->staged;
+	if (unlikely(a->staged))
+		memmove(a->iocbs, a->iocbs + sent, a->staged * sizeof(a->iocbs[0]));
+	a->in_kernel += sent - redirected;
+	if (likely(sent > redirected))
+		aio_learn(a, sent - redirected);
+	return (int)sent;
+}
+
+/* An event that is not simply "all of it". Return: whether the request is finished, else the helper has it */
+static bool aio_unusual(struct aio *a, struct io_req *r, int64_t res)
+{
+	bool nowait = r->iocb.aio_rw_flags & RWF_NOWAIT;
+
+	if (res == -EOPNOTSUPP && nowait)
+		aio_forget_nowait(a, r->op);
+	else if (res < 0 && res != -EAGAIN && !(res == -EINVAL && a->engine.target->direct)) {
+		r->res = (int32_t)res;
+		return true;
+	}
+	if (res > 0)
+		r->done = (uint64_t)res;
+	io_helper_queue(a->engine.helper, r);
+	return false;
+}
+
+/* Return: 1 if the event finishes its request, stored in @done */
+static inline unsigned aio_event(struct aio *a, const struct io_event *ev, struct io_req **done)
+{
+	struct io_req *r = (struct io_req *)(uintptr_t)ev->data;
+
+	if (unlikely(a->engine.unsignalled) && !(r->iocb.aio_flags & IOCB_FLAG_RESFD))
+		a->engine.unsignalled--;
+	if (unlikely(ev->res != (int64_t)r->len)) {
+		if (!aio_unusual(a, r, ev->res))
+			return 0;
+	} else {
+		r->res = 0;
+	}
+	*done = r;
+	return 1;
+}
+
+static unsigned aio_reap_ring(struct aio *a, struct io_req **done, unsigned max)
+{
+	struct aio_ring *ring = a->ring;
+	/* Pairs with the kernel's smp_wmb() between the event and the tail, in aio_complete(). */
+	unsigned head = ring->head, tail = load_acquire(&ring->tail), n = 0, events = 0;
+
+	if (head == tail)
+		return 0;
+	while (head != tail && n < max) {
+		n += aio_event(a, &ring->events[head], &done[n]);
+		events++;
+		head = head + 1 == ring->nr ? 0 : head + 1;
+	}
+	/* The events are read: the kernel, which loads head before it reuses their places, may have them. */
+	store_release(&ring->head, head);
+	a->in_kernel -= events;
+	return n;
+}
+
+static unsigned aio_reap_syscall(struct aio *a, struct io_req **done, unsigned max)
+{
+	struct io_event events[64];
+	struct timespec none = { 0 };
+	unsigned n = 0;
+	long got;
+
+	if (!a->in_kernel)
+		return 0;
+	got = syscall(SYS_io_getevents, a->ctx, 0L, (long)(max < 64 ? max : 64), events, &none);
+	for (long i = 0; i < got; i++)
+		n += aio_event(a, &events[i], &done[n]);
+	if (got > 0)
+		a->in_kernel -= (uint32_t)got;
+	return n;
+}
+
+static unsigned aio_reap(struct io_engine *e, struct io_req **done, unsigned max)
+{
+	struct aio *a = container_of(e, struct aio, engine);
+	unsigned n = likely(a->ring) ? aio_reap_ring(a, done, max) : aio_reap_syscall(a, done, max);
+
+	n += io_helper_reap(e->helper, done + n, max - n, &e->stats);
+	count_add(&e->stats.completions, n);
+	return n;
+}
+
+static int aio_wait_fd(struct io_engine *e)
+{
+	return container_of(e, struct aio, engine)->event_fd;
+}
+
+static void aio_wait_word(struct io_engine *e, struct eventfd_poll_info *word)
+{
+	struct aio_ring *ring = container_of(e, struct aio, engine)->ring;
+
+	*word = (struct eventfd_poll_info){ .op = EVENTFD_POLL_OP_NONE };
+	if (ring)
+		*word = (struct eventfd_poll_info){
+			.addr = (uintptr_t)&ring->tail,
+			.size = sizeof(ring->tail),
+			.op = EVENTFD_POLL_OP_NOT_EQUAL_PTR,
+			.val = (uintptr_t)&ring->head, /* ours alone to move */
+		};
+}
+
+static void aio_destroy(struct io_engine *e)
+{
+	struct aio *a = container_of(e, struct aio, engine);
+
+	io_helper_destroy(e->helper);
+	if (a->ctx)
+		syscall(SYS_io_destroy, a->ctx);
+	if (a->event_fd >= 0)
+		close(a->event_fd);
+	free(a);
+}
+
+static const struct io_ops aio_ops = {
+	.name = "aio",
+	.queue = aio_queue,
+	.submit = aio_submit,
+	.reap = aio_reap,
+	.wait_fd = aio_wait_fd,
+	.wait_word = aio_wait_word,
+	.destroy = aio_destroy,
+};
+
+static int aio_open(struct aio *a, const struct io_target *t)
+{
+	struct aio_ring *ring;
+	int ret = io_helper_create(&a->engine.helper, t);
+
+	if (ret)
+		return ret;
+	/* Never read: edge-triggered waiters need none, and 2^64 - 2 completions without one are out of reach. */
+	a->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	if (a->event_fd < 0)
+		return -errno;
+	/* The kernel doubles nr_events by itself, for what its per-CPU counters may hold back; more gained nothing measurable. */
+	if (syscall(SYS_io_setup, a->depth, &a->ctx) < 0)
+		return -errno;
+	ring = (struct aio_ring *)a->ctx;
+	if (ring->magic == AIO_RING_MAGIC && ring->incompat_features == 0 && ring->header_length == sizeof(*ring))
+		a->ring = ring;
+	return 0;
+}
+
+int aio_create(struct io_engine **out, const struct io_target *t, uint32_t depth)
+{
+	struct aio *a = calloc(1, sizeof(*a) + depth * sizeof(a->iocbs[0]));
+	int ret;
+
+	if (!a)
+		return -ENOMEM;
+	a->engine = (struct io_engine){ .ops = &aio_ops, .target = t };
+	a->event_fd = -1;
+	a->depth = depth;
+	a->iocb_flags = IOCB_FLAG_RESFD;
+	a->helper_ops = 1u << IO_FLUSH | 1u << IO_DISCARD | 1u << IO_WRITE_ZEROES;
+	for (unsigned op = IO_READ; op <= IO_WRITE; op++) {
+		a->nowait[op] = RWF_NOWAIT;
+		if (!t->nowait)
+			aio_forget_nowait(a, op);
+	}
+	ret = aio_open(a, t);
+	if (ret) {
+		aio_destroy(&a->engine);
+		return ret;
+	}
+	*out = &a->engine;
+	return 0;
+}

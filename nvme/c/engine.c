@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * engine.c - choose an I/O engine by name, and describe what its owner can wait on
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "engine.h"
+#include "helper.h"
+
+#define IO_DEPTH_MAX 65536
+#define IO_UNSIGNALLED_SLEEP_NS 100000
+
+int io_engine_create(struct io_engine **out, const char *name, const struct io_target *t, uint32_t depth)
+{
+	static const struct {
+		const char *name;
+		int (*create)(struct io_engine **out, const struct io_target *t, uint32_t depth);
+	} engines[] = {
+		{ "aio", aio_create },
+		{ "io_uring", uring_create },
+		{ "null", null_create },
+	};
+
+	if (depth == 0 || depth > IO_DEPTH_MAX)
+		return -EINVAL;
+	for (size_t i = 0; i < sizeof(engines) / sizeof(engines[0]); i++)
+		if (!strcmp(engines[i].name, name))
+			return engines[i].create(out, t, depth);
+	return -EINVAL;
+}
+
+void io_engine_destroy(struct io_engine *e)
+{
+	if (e)
+		e->ops->destroy(e);
+}
+
+unsigned io_waits(struct io_engine *e, struct io_wait waits[IO_WAITS_MAX])
+{
+	struct io_wait *w = &waits[0];
+
+	*w = (struct io_wait){ .fd = e->ops->wait_fd(e) };
+	e->ops->wait_word(e, &w->word);
+	w->has_word = w->word.op != EVENTFD_POLL_OP_NONE;
+	if (w->fd >= 0 || w->has_word)
+		w++;
+	if (e->helper)
+		io_helper_wait(e->helper, w++);
+	return (unsigned)(w - waits);
+}
+
+int64_t io_sleep_timeout_ns(const struct io_engine *e)
+{
+	return e->unsignalled || e->held ? IO_UNSIGNALLED_SLEEP_NS : -1;
+}

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * engine.h - what the I/O engines share among themselves: lists, alignment, and their constructors
+ *
+ * Private to nvme/c; everybody else includes io.h.
+ */
+#ifndef KPOLL_IO_ENGINE_H
+#define KPOLL_IO_ENGINE_H
+
+#include "../../kernel/c/atomics.h"
+#include "io.h"
+
+int aio_create(struct io_engine **out, const struct io_target *t, uint32_t depth);
+int uring_create(struct io_engine **out, const struct io_target *t, uint32_t depth);
+int null_create(struct io_engine **out, const struct io_target *t, uint32_t depth);
+
+/* A queue of requests, first in, first out, linked through io_req.next. */
+struct io_list {
+	struct io_req *first, *last;
+};
+
+static inline void io_list_push(struct io_list *l, struct io_req *r)
+{
+	r->next = NULL;
+	if (l->first)
+		l->last->next = r;
+	else
+		l->first = r;
+	l->last = r;
+}
+
+static inline struct io_req *io_list_pop(struct io_list *l)
+{
+	struct io_req *r = l->first;
+
+	if (r)
+		l->first = r->next;
+	return r;
+}
+
+/*
+ * Would O_DIRECT refuse this range or these buffers? statx(2): stx_dio_mem_align is for buffers, stx_dio_offset_align
+ * "for file offsets and I/O segment lengths". Both are 1 for a target without O_DIRECT, so the masks are 0 there.
+ */
+static inline bool io_range_misaligned(const struct io_target *t, uint64_t offset, uint64_t len)
+{
+	return (offset | len) & (t->offset_align - 1);
+}
+
+static inline bool io_iov_misaligned(const struct io_target *t, const struct iovec *iov, uint32_t count)
+{
+	uintptr_t bases = 0;
+	size_t lens = 0;
+
+	for (uint32_t i = 0; i < count; i++) {
+		bases |= (uintptr_t)iov[i].iov_base;
+		lens |= iov[i].iov_len;
+	}
+	return (bases & (t->mem_align - 1)) | (lens & (t->offset_align - 1));
+}
+
+#endif
