@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* test_wait.c - the wait set: conditions, arming, and that no store or signal is missed */
+#include <errno.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "kernel/c/atomics.h"
+#include "kernel/c/wait.h"
+
+static bool holds(uint64_t word, uint32_t op, uint64_t val, uint64_t mask)
+{
+	struct eventfd_poll_info w = { .addr = (uintptr_t)&word, .size = 8, .op = op, .val = val, .mask = mask };
+
+	CHECK_EQ(wait_word_check(&w), 0);
+	return wait_word_true(&w);
+}
+
+static void each_operator_means_what_the_contract_says(void)
+{
+	CHECK(holds(5, EVENTFD_POLL_OP_EQUAL, 5, 0));
+	CHECK(!holds(5, EVENTFD_POLL_OP_EQUAL, 4, 0));
+	CHECK(holds(0xf5, EVENTFD_POLL_OP_EQUAL, 5, 0x0f));
+	CHECK(holds(5, EVENTFD_POLL_OP_NOT_EQUAL, 4, 0));
+	CHECK(!holds(0x15, EVENTFD_POLL_OP_NOT_EQUAL, 0x25, 0x0f));
+	CHECK(holds(6, EVENTFD_POLL_OP_AND, 2, 0));
+	CHECK(!holds(6, EVENTFD_POLL_OP_AND, 1, 0));
+	CHECK(holds(6, EVENTFD_POLL_OP_NAND, 1, 0));
+	CHECK(!holds(6, EVENTFD_POLL_OP_NAND, 4, 0));
+}
+
+static void a_word_is_compared_with_another_word(void)
+{
+	uint16_t idx = 3, shadow = 3;
+	struct eventfd_poll_info w = {
+		.addr = (uintptr_t)&idx, .size = 2, .op = EVENTFD_POLL_OP_NOT_EQUAL_PTR, .val = (uintptr_t)&shadow
+	};
+
+	CHECK(!wait_word_true(&w));
+	idx = 4;
+	CHECK(wait_word_true(&w));
+	shadow = 4;
+	CHECK(!wait_word_true(&w));
+}
+
+static void an_indirect_word_is_followed_each_time(void)
+{
+	uint16_t flags[2] = { 0, 0x80 };
+	struct eventfd_poll_pair pair = { (uintptr_t)&flags[0], 0x80 };
+	struct eventfd_poll_info w = {
+		.addr = (uintptr_t)&pair, .size = 2, .op = EVENTFD_POLL_OP_EQUAL, .mask = 0x8080, .flags = EVENTFD_POLL_F_INDIRECT
+	};
+
+	CHECK(!wait_word_true(&w));
+	pair.addr = (uintptr_t)&flags[1];
+	CHECK(wait_word_true(&w));
+	pair.val = 0x8000;
+	CHECK(!wait_word_true(&w));
+}
+
+static void malformed_words_are_refused(void)
+{
+	uint64_t word = 0;
+	const struct eventfd_poll_info good = { .addr = (uintptr_t)&word, .size = 4, .op = EVENTFD_POLL_OP_EQUAL };
+	struct eventfd_poll_info bad[] = { good, good, good, good, good, good, good };
+	struct wait_set ws;
+
+	bad[0].size = 3;
+	bad[1].addr += 2;
+	bad[2].op = 6;
+	bad[3].op = EVENTFD_POLL_OP_NONE;
+	bad[4].flags = 8;
+	bad[5].mask = 1ull << 32;
+	bad[6].flags = EVENTFD_POLL_F_ARM_PTR;
+	CHECK_EQ(wait_set_init(&ws, WAIT_OFF, 0), 0);
+	for (unsigned i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+		CHECK_EQ(wait_set_add(&ws, -1, &bad[i], &ws, NULL), -EINVAL);
+	CHECK_EQ(wait_set_add(&ws, -1, &good, &ws, NULL), 0);
+	wait_set_fini(&ws);
+}
+
+static void a_true_word_ends_the_wait_at_once_in_each_strategy(void)
+{
+	for (int strategy = WAIT_OFF; strategy <= WAIT_USER; strategy++) {
+		uint32_t word = 1;
+		struct eventfd_poll_info w = { .addr = (uintptr_t)&word, .size = 4, .op = EVENTFD_POLL_OP_NOT_EQUAL };
+		struct wait_set ws;
+
+		CHECK_EQ(wait_set_init(&ws, strategy, 1000), 0);
+		CHECK_EQ(wait_set_add(&ws, -1, &w, &ws, NULL), 0);
+		CHECK_EQ(wait_set_wait(&ws, -1), strategy == WAIT_USER ? WAIT_HIT : WAIT_ARMED);
+		CHECK_EQ(ws.stats.sleeps, 0);
+		wait_set_fini(&ws);
+	}
+}
+
+static void the_arm_word_is_written_before_a_sleep_and_only_then(void)
+{
+	uint16_t word = 0, flags = 1, event = 0, shadow = 77;
+	struct eventfd_poll_info w[2] = {
+		{ .addr = (uintptr_t)&word, .size = 2, .op = EVENTFD_POLL_OP_NOT_EQUAL, .flags = EVENTFD_POLL_F_ARM,
+		  .arm_addr = (uintptr_t)&flags, .arm_val = 0 },
+		{ .addr = (uintptr_t)&word, .size = 2, .op = EVENTFD_POLL_OP_NOT_EQUAL,
+		  .flags = EVENTFD_POLL_F_ARM | EVENTFD_POLL_F_ARM_PTR, .arm_addr = (uintptr_t)&event,
+		  .arm_val = (uintptr_t)&shadow },
+	};
+	struct wait_set ws;
+
+	CHECK_EQ(wait_set_init(&ws, WAIT_USER, 1000), 0);
+	CHECK_EQ(wait_set_add(&ws, -1, &w[0], &ws, NULL), 0);
+	CHECK_EQ(wait_set_add(&ws, -1, &w[1], &ws, NULL), 0);
+	word = 1;
+	CHECK_EQ(wait_set_wait(&ws, -1), WAIT_HIT);
+	CHECK_EQ(flags, 1);
+	CHECK_EQ(event, 0);
+	word = 0;
+	CHECK_EQ(wait_set_wait(&ws, 1000), WAIT_ARMED);
+	CHECK_EQ(flags, 0);
+	CHECK_EQ(event, 77);
+	wait_set_fini(&ws);
+}
+
+static void an_eventfd_is_never_read_and_yet_each_write_wakes(void)
+{
+	uint64_t one = 1, signals = 0, counter;
+	int fd = eventfd(0, EFD_NONBLOCK);
+	struct wait_set ws;
+
+	CHECK_EQ(wait_set_init(&ws, WAIT_OFF, 0), 0);
+	CHECK_EQ(wait_set_add(&ws, fd, NULL, &ws, &signals), 0);
+	for (int i = 1; i <= 3; i++) {
+		CHECK(write(fd, &one, 8) == 8);
+		CHECK_EQ(wait_set_wait(&ws, -1), WAIT_ARMED);
+		CHECK_EQ(signals, i);
+	}
+	CHECK(read(fd, &counter, 8) == 8);
+	CHECK_EQ(counter, 3);
+	wait_set_del(&ws, &ws);
+	CHECK_EQ(ws.count, 0);
+	wait_set_fini(&ws);
+	close(fd);
+}
+
+static void what_epoll_cannot_watch_is_refused(void)
+{
+	FILE *file = tmpfile();
+	struct wait_set ws;
+
+	CHECK_EQ(wait_set_init(&ws, WAIT_OFF, 0), 0);
+	CHECK_EQ(wait_set_add(&ws, fileno(file), NULL, &ws, NULL), -EPERM);
+	CHECK_EQ(ws.count, 0);
+	wait_set_fini(&ws);
+	fclose(file);
+}
+
+static void a_wait_without_events_ends_at_its_timeout(void)
+{
+	struct wait_set ws;
+	uint64_t start = now_ns();
+
+	CHECK_EQ(wait_set_init(&ws, WAIT_OFF, 0), 0);
+	wait_set_wait(&ws, 2000000);
+	CHECK(now_ns() - start >= 2000000);
+	wait_set_fini(&ws);
+}
+
+/*
+ * The other side of the contract, as a virtio driver keeps it: store, full barrier, signal only if armed. A waiter that
+ * armed without looking again, or looked before it armed, would sleep for ever on one of these.
+ */
+struct peer {
+	uint32_t word, armed, seen;
+	int fd;
+};
+
+#define EVENTS 100000u
+
+static void *driver(void *arg)
+{
+	struct peer *p = arg;
+	uint64_t one = 1;
+	uint32_t random = 1;
+
+	for (uint32_t i = 1; i <= EVENTS; i++) {
+		/* A pause of 0..6 µs meets the waiter anywhere between its last look and its sleep. */
+		random = random * 1664525 + 1013904223;
+		for (uint32_t pause = random >> 24; pause > 0; pause--)
+			cpu_relax();
+		__atomic_store_n(&p->word, i, __ATOMIC_RELEASE);
+		mb_full();
+		if (__atomic_load_n(&p->armed, __ATOMIC_RELAXED) && write(p->fd, &one, 8) < 0)
+			return p;
+		while (__atomic_load_n(&p->seen, __ATOMIC_ACQUIRE) != i)
+			cpu_relax();
+	}
+	return NULL;
+}
+
+static void lose_nothing(enum wait_strategy strategy, uint32_t max_us)
+{
+	struct peer p = { .fd = eventfd(0, EFD_NONBLOCK) };
+	uint32_t shadow = 0;
+	struct eventfd_poll_info w = {
+		.addr = (uintptr_t)&p.word, .size = 4, .op = EVENTFD_POLL_OP_NOT_EQUAL_PTR, .val = (uintptr_t)&shadow,
+		.flags = EVENTFD_POLL_F_ARM, .arm_addr = (uintptr_t)&p.armed, .arm_val = 1,
+	};
+	struct wait_set ws;
+	pthread_t thread;
+	void *failed;
+
+	CHECK_EQ(wait_set_init(&ws, strategy, max_us), 0);
+	CHECK_EQ(wait_set_add(&ws, p.fd, &w, &ws, NULL), 0);
+	CHECK_EQ(pthread_create(&thread, NULL, driver, &p), 0);
+	while (shadow != EVENTS) {
+		uint32_t word = __atomic_load_n(&p.word, __ATOMIC_ACQUIRE);
+
+		if (word != shadow) {
+			CHECK_EQ(word, shadow + 1);
+			shadow = word;
+			__atomic_store_n(&p.seen, word, __ATOMIC_RELEASE);
+		} else if (wait_set_wait(&ws, -1) == WAIT_ARMED) { /* for ever, if a wake-up were lost */
+			__atomic_store_n(&p.armed, 0, __ATOMIC_RELAXED);
+		}
+	}
+	CHECK_EQ(pthread_join(thread, &failed), 0);
+	CHECK(failed == NULL);
+	wait_set_fini(&ws);
+	close(p.fd);
+}
+
+static void no_wake_up_is_lost_asleep(void)
+{
+	lose_nothing(WAIT_OFF, 0);
+}
+
+static void no_wake_up_is_lost_between_spin_and_sleep(void)
+{
+	lose_nothing(WAIT_USER, 2);
+}
+
+int main(void)
+{
+	alarm(240); /* a lost wake-up ends here instead of hanging */
+	RUN(each_operator_means_what_the_contract_says);
+	RUN(a_word_is_compared_with_another_word);
+	RUN(an_indirect_word_is_followed_each_time);
+	RUN(malformed_words_are_refused);
+	RUN(a_true_word_ends_the_wait_at_once_in_each_strategy);
+	RUN(the_arm_word_is_written_before_a_sleep_and_only_then);
+	RUN(an_eventfd_is_never_read_and_yet_each_write_wakes);
+	RUN(what_epoll_cannot_watch_is_refused);
+	RUN(a_wait_without_events_ends_at_its_timeout);
+	RUN(no_wake_up_is_lost_asleep);
+	RUN(no_wake_up_is_lost_between_spin_and_sleep);
+	return 0;
+}
