@@ -19,7 +19,9 @@
 #include "../../kernel/c/atomics.h"
 #include "bench_blk.h"
 
+#ifndef BATCH
 #define BATCH 16
+#endif
 #define PAGE 4096u
 #define SECTOR 512u
 #define SUB_BITS 7 /* 128 buckets per power of two */
