@@ -6,7 +6,6 @@ import base64
 import shlex
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.vm.child import Child, running
@@ -14,6 +13,7 @@ from tests.vm.image import qemu_boot, uml_boot
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 BOOT_SECONDS = 120  # 2-4 s on a quiet machine; a busy CI machine gets its time
 COMMAND_SECONDS = 120
@@ -75,8 +75,10 @@ def qemu_disk(
     return [
         *("-chardev", f"socket,id=disk,path={socket}"),
         "-device",
-        f"vhost-user-blk-pci,chardev=disk,num-queues={queues},queue-size={queue_size},"
-        f"packed={switch(packed)},event_idx={switch(event_idx)}",
+        (
+            f"vhost-user-blk-pci,chardev=disk,num-queues={queues},queue-size={queue_size},"
+            f"packed={switch(packed)},event_idx={switch(event_idx)}"
+        ),
     ]
 
 

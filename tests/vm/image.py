@@ -7,12 +7,15 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.vm.initramfs import Archive, module_bytes, module_files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # One shell command per line, in base64; its output, then a line "@@ STATUS". The end of input turns the guest off.
 INIT = """#!/bin/busybox sh
@@ -22,7 +25,7 @@ mount -t devtmpfs devtmpfs /dev
 mount -t tmpfs tmpfs /tmp
 echo 1 > /proc/sys/kernel/printk
 while read -r module; do insmod "/modules/$module"; done < /modules/order
-export PATH=/sbin:/usr/sbin:/bin:/usr/bin
+export PATH=/sbin:/usr/bin:/bin
 stty -echo
 echo "@@ ready"
 while read -r line; do
@@ -33,7 +36,7 @@ done
 poweroff -f
 """
 
-PROGRAMS = ("/sbin/mkfs.ext4", "/sbin/sfdisk", "/sbin/e2fsck")
+PROGRAMS = ("/sbin/mkfs.ext4", "/sbin/e2fsck", "/sbin/sfdisk", "/sbin/blkdiscard", "/usr/bin/fallocate")
 CONFIG_FOR_MKFS = "/etc/mke2fs.conf"
 
 
@@ -112,7 +115,7 @@ def _initramfs(name: str, modules: Path, wanted: list[str]) -> Path:
     for module in files:
         archive.file(f"modules/{_plain(module)}", module_bytes(module))
     archive.file("modules/order", "".join(f"{_plain(module)}\n" for module in files).encode())
-    content = archive.bytes()
+    content = archive.finish()
     target = cache_dir() / f"initramfs-{name}-{hashlib.sha256(content).hexdigest()[:16]}.cpio"
     with locked("initramfs"):
         if not target.exists():

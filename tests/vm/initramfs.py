@@ -48,7 +48,7 @@ class Archive:
         for library in shared_libraries(source):
             self.file(str(library).lstrip("/"), library.read_bytes(), 0o755)
 
-    def bytes(self) -> bytes:
+    def finish(self) -> bytes:
         """Return the finished archive."""
         self._entry("TRAILER!!!", 0, b"")
         return self._out.getvalue()

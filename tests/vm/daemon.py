@@ -1,0 +1,150 @@
+"""The daemon under test: `kpoll blk` as a user starts it, its log, its metrics, and what it costs while it waits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import trio
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.vm.child import Child, running
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+START_SECONDS = 30
+STOP_SECONDS = 10
+NS_PER_S = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a process has used so far, over all of its threads."""
+
+    cpu_s: float
+    sleeps: int  # how often a thread gave up the CPU to wait: once per wake-up
+
+    def __sub__(self, earlier: Cost) -> Cost:
+        """Give what was used between two measurements."""
+        return Cost(self.cpu_s - earlier.cpu_s, self.sleeps - earlier.sleeps)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One scrape."""
+
+    samples: tuple[tuple[str, dict[str, str], float], ...]
+
+    def total(self, name: str, **labels: str) -> float:
+        """Sum the samples of a name whose labels include these."""
+        wanted = labels.items()
+        return sum(value for sample, has, value in self.samples if sample == name and wanted <= has.items())
+
+
+@dataclass
+class Daemon:
+    """A running `kpoll` and the sockets it serves."""
+
+    child: Child
+    command: Sequence[str]
+    socket: Path
+    metrics_socket: Path
+
+    async def logged(self, event: str, seconds: float = START_SECONDS) -> dict[str, Any]:
+        """Return the next log line of an event, waiting for it."""
+        line = await self.child.expect(lambda line: _event(line).get("event") == event, f"the event {event}", seconds)
+        return _event(line)
+
+    async def metrics(self) -> Metrics:
+        """Scrape the metrics as Prometheus would."""
+        stream = await trio.open_unix_socket(str(self.metrics_socket))
+        async with stream:
+            await stream.send_all(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            answer = b"".join([chunk async for chunk in stream]).decode()
+        head, _, body = answer.partition("\r\n\r\n")
+        assert " 200 " in head.splitlines()[0], head
+        families = text_string_to_metric_families(body)
+        return Metrics(tuple((s.name, s.labels, s.value) for family in families for s in family.samples))
+
+    async def stop(self, seconds: float = STOP_SECONDS) -> int:
+        """Ask it to end (SIGTERM) and return its exit code."""
+        self.child.signal(signal.SIGTERM)
+        return await self.child.wait(seconds)
+
+    def cost(self) -> Cost:
+        """Return what the process has used so far."""
+        tasks = [Path(f"/proc/{self.child.pid}/task/{task.name}") for task in _tasks(self.child.pid)]
+        ran = sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
+        sleeps = sum(_status(task, "voluntary_ctxt_switches") for task in tasks)
+        return Cost(ran / NS_PER_S, sleeps)
+
+
+@asynccontextmanager
+async def kpoll_blk(
+    folder: Path, image: Path, *options: str, tee: IO[bytes] | None = None, ready: bool = True
+) -> AsyncIterator[Daemon]:
+    """Serve an image for the length of the block; the daemon listens when the block begins.
+
+    Args:
+        folder: where its sockets go.
+        image: the file or device.
+        options: further options of `kpoll blk`.
+        tee: also receives the log.
+        ready: False where it is not expected to come up.
+
+    """
+    socket, metrics_socket = folder / "disk.sock", folder / "metrics.sock"
+    command = [
+        *(kpoll_program(), "blk", "--socket-path", str(socket), "--blk-file", str(image)),
+        *("--metrics-socket", str(metrics_socket), "--log-format", "json", *options),
+    ]
+    async with serving("kpoll blk", command, socket, metrics_socket, tee=tee, ready=ready) as daemon:
+        yield daemon
+
+
+@asynccontextmanager
+async def serving(
+    name: str,
+    command: Sequence[str],
+    socket: Path,
+    metrics_socket: Path,
+    *,
+    tee: IO[bytes] | None = None,
+    ready: bool = True,
+) -> AsyncIterator[Daemon]:
+    """Run a vhost-user back-end that logs `listening` once it does."""
+    async with running(name, command, tee=tee) as child:
+        daemon = Daemon(child, command, socket, metrics_socket)
+        if ready:
+            await daemon.logged("listening")
+        yield daemon
+
+
+def kpoll_program() -> str:
+    """Return the `kpoll` beside this Python, else the one in PATH."""
+    beside = Path(sys.executable).with_name("kpoll")
+    return str(beside) if beside.exists() else shutil.which("kpoll") or "kpoll"
+
+
+def _event(line: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(line)
+    except ValueError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _tasks(pid: int) -> list[Path]:
+    return list(Path(f"/proc/{pid}/task").iterdir())
+
+
+def _status(task: Path, name: str) -> int:
+    line = next(line for line in (task / "status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1])
