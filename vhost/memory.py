@@ -32,6 +32,19 @@ def _check(rc: int, what: str) -> None:
         raise GuestMemoryError(-rc, f"{what}: {os.strerror(-rc)}")
 
 
+def survive_truncation() -> None:
+    """Let this process survive a front-end that truncates its memory; call it once, at the start.
+
+    Without it such a front-end ends the process by SIGBUS. With it the hole reads as zeros and `MemoryTable.broken`
+    tells. Signals elsewhere go where they went before.
+
+    Raises:
+        GuestMemoryError: sigaction(2) failed.
+
+    """
+    _check(lib.mem_sigbus_install(), "SIGBUS can't be handled")
+
+
 @dataclass(frozen=True, eq=False)
 class MappedRegion:
     """A region of guest memory in this process. Made by `map_region`, unmapped by its owner's `unmap`.

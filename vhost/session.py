@@ -14,6 +14,7 @@ import socket
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import trio
+
 from kpoll.vhost.device import DeviceError
 from kpoll.vhost.features import ProtocolFeature, VirtioFeature, names
 from kpoll.vhost.memory import MEM_SLOTS_MAX, MemoryTable, map_region
@@ -42,10 +43,11 @@ from kpoll.vhost.vrings import Vrings
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from structlog.typing import FilteringBoundLogger
+
     from kpoll.vhost.connection import Fds, Received
     from kpoll.vhost.device import Device
     from kpoll.vhost.memory import MappedRegion
-    from structlog.typing import FilteringBoundLogger
 
 PROTOCOL_FEATURES = (
     ProtocolFeature.MQ
@@ -182,13 +184,10 @@ class Session:
                 vring.drop_kick()
 
     async def _reset_device(self, _: Empty, __: Fds) -> None:
-        """Reset all but memory and features: QEMU sends only what differs from what it sent before the reset."""
         await self._vrings.stop_all()
         for vring in self._vrings:
             vring.reset()
-        self._status = 0
-        await self._device.reset()
-        self._log.info("device_reset")
+        await self._forget_negotiation()
 
     async def _get_status(self, _: Empty, __: Fds) -> U64:
         return U64(self._status)
@@ -200,8 +199,15 @@ class Session:
             await self._vrings.stop_all()
             for vring in self._vrings:
                 vring.drop_kick()
-            await self._device.reset()
+            await self._forget_negotiation()
         self._status = payload.value
+
+    async def _forget_negotiation(self) -> None:
+        """Reset the device, but keep memory: QEMU sends only what differs from what it sent before the reset."""
+        self._status = 0
+        self._vrings.features &= VirtioFeature.VHOST_USER_F_PROTOCOL_FEATURES
+        await self._device.reset()
+        self._log.info("device_reset")
 
     # Memory.
 

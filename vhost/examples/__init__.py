@@ -1,0 +1,1 @@
+"""Devices written with kpoll.vhost, small enough to learn from."""
