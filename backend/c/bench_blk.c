@@ -24,9 +24,9 @@
 #endif
 #define PAGE 4096u
 #define SECTOR 512u
-#define SUB_BITS 7 /* 128 buckets per power of two */
+#define SUB_BITS 7	    /* 128 buckets per power of two */
 #define SPINS_PER_LOOK 1024 /* fruitless turns between looks at the clock */
-#define SLEEP_MS 100        /* longest sleep between looks at the clock */
+#define SLEEP_MS 100	    /* longest sleep between looks at the clock */
 
 struct meta {
 	struct virtio_blk_outhdr header;
@@ -56,11 +56,11 @@ struct bench {
 	struct request *requests;
 	struct driver_buf *bufs;
 	int epoll_fd, stop_fd;
-	uint32_t stopped;        /* atomic: set by bench_stop() */
+	uint32_t stopped; /* atomic: set by bench_stop() */
 
 	/* verify, one per block */
-	uint32_t *generations;   /* what the disk holds; 0: not known */
-	uint8_t *busy;           /* a request for it is in flight: its contents are about to change or be checked */
+	uint32_t *generations; /* what the disk holds; 0: not known */
+	uint8_t *busy;	       /* a request for it is in flight: its contents are about to change or be checked */
 
 	/* of the run under way */
 	struct bench_result *result;
@@ -174,7 +174,7 @@ static void place_requests(struct bench *b)
 
 		r->meta = &metas[i];
 		r->data = data + i * data_stride(&b->cfg);
-		bufs[0] = (struct driver_buf){meta_gpa, sizeof(r->meta->header)};
+		bufs[0] = (struct driver_buf){ meta_gpa, sizeof(r->meta->header) };
 		for (uint32_t s = 0; s < b->segments; s++) {
 			uint64_t at = (uint64_t)s * b->cfg.segment_max;
 			uint64_t rest = b->cfg.block_size - at;
@@ -182,7 +182,7 @@ static void place_requests(struct bench *b)
 			bufs[1 + s].addr = b->cfg.area_gpa + (uint64_t)(r->data - b->cfg.area) + at;
 			bufs[1 + s].len = (uint32_t)(rest < b->cfg.segment_max ? rest : b->cfg.segment_max);
 		}
-		bufs[chain - 1] = (struct driver_buf){meta_gpa + offsetof(struct meta, status), 1};
+		bufs[chain - 1] = (struct driver_buf){ meta_gpa + offsetof(struct meta, status), 1 };
 		for (uint32_t w = 0; w < b->cfg.block_size / sizeof(uint64_t); w++)
 			((uint64_t *)r->data)[w] = xorshift(&b->random);
 	}
@@ -198,7 +198,7 @@ static bool config_valid(const struct bench_config *cfg)
 
 int bench_create(struct bench **out, const struct bench_config *cfg)
 {
-	struct epoll_event stop = {.events = EPOLLIN};
+	struct epoll_event stop = { .events = EPOLLIN };
 	struct bench *b;
 	int err = -ENOMEM;
 
@@ -252,7 +252,7 @@ void bench_destroy(struct bench *b)
 int bench_add_queue(struct bench *b, struct driver *d, int call_fd)
 {
 	/* Edge-triggered and never read on the way: each signal wakes, and the counter is the number of calls. */
-	struct epoll_event ev = {.events = EPOLLIN | EPOLLET};
+	struct epoll_event ev = { .events = EPOLLIN | EPOLLET };
 
 	if (b->queue_count == b->cfg.queues)
 		return -EINVAL;
@@ -271,7 +271,7 @@ void bench_stop(struct bench *b)
 	const uint64_t one = 1;
 	ssize_t written;
 
-	store_release(&b->stopped, 1); /* pairs with bench_run()'s acquire */
+	store_release(&b->stopped, 1);			/* pairs with bench_run()'s acquire */
 	written = write(b->stop_fd, &one, sizeof(one)); /* can only fail when it is signalled already */
 	(void)written;
 }
@@ -408,7 +408,8 @@ static void sleep_for_calls(struct bench *b)
 	for (uint32_t i = 0; i < b->queue_count; i++)
 		more |= driver_interrupts_on(b->queues[i].driver);
 	if (!more)
-		epoll_wait(b->epoll_fd, events, 8, SLEEP_MS); /* why it returned does not matter: all is looked at again */
+		epoll_wait(b->epoll_fd, events, 8,
+			   SLEEP_MS); /* why it returned does not matter: all is looked at again */
 	for (uint32_t i = 0; i < b->queue_count; i++)
 		driver_interrupts_off(b->queues[i].driver);
 }

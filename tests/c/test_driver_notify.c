@@ -138,11 +138,11 @@ static void turning_interrupts_on_tells_what_came_too_early_for_a_call(uint64_t 
 	pair_free(&p);
 }
 
-#define EACH(behaviour)                                                    \
-	do {                                                               \
-		printf("%s, split and packed\n", #behaviour);              \
-		fflush(stdout);                                            \
-		pair_each(behaviour);                                      \
+#define EACH(behaviour)                                       \
+	do {                                                  \
+		printf("%s, split and packed\n", #behaviour); \
+		fflush(stdout);                               \
+		pair_each(behaviour);                         \
 	} while (0)
 
 int main(void)

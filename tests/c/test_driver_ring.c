@@ -6,7 +6,8 @@
 
 static void the_device_sees_the_buffers_that_were_added(uint64_t features)
 {
-	struct driver_buf bufs[5] = { pair_buf(0, 16), pair_buf(100, 7), pair_buf(4096, 4096), pair_buf(9000, 1), pair_buf(50, 2) };
+	struct driver_buf bufs[5] = { pair_buf(0, 16), pair_buf(100, 7), pair_buf(4096, 4096), pair_buf(9000, 1),
+				      pair_buf(50, 2) };
 	struct virtq_chain chain;
 	struct iovec iov[PAIR_CHAIN];
 	struct pair p;
@@ -50,7 +51,8 @@ static void every_request_comes_back_once(uint64_t features)
 			struct iovec iov[PAIR_CHAIN];
 			int n;
 
-			for (unsigned batch = (random = random * 6364136223846793005u + 1) >> 60; batch && sent < TOTAL; batch--) {
+			for (unsigned batch = (random = random * 6364136223846793005u + 1) >> 60; batch && sent < TOTAL;
+			     batch--) {
 				uint32_t count = 1 + sent % PAIR_CHAIN, out = sent % (count + 1);
 
 				for (uint32_t i = 0; i < count; i++)
@@ -63,7 +65,8 @@ static void every_request_comes_back_once(uint64_t features)
 			while (holding < 64 && virtq_pop(&p.device, &held[holding], iov, PAIR_CHAIN) == 1)
 				holding++;
 			CHECK_EQ(p.device.fault, VIRTQ_FAULT_NONE);
-			for (unsigned give = (random = random * 6364136223846793005u + 1) >> 61; give && holding; give--) {
+			for (unsigned give = (random = random * 6364136223846793005u + 1) >> 61; give && holding;
+			     give--) {
 				unsigned pick = (unsigned)(random >> 20) % holding;
 
 				virtq_push(&p.device, &held[pick], held[pick].in_len);

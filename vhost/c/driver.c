@@ -28,7 +28,7 @@
 struct slot {
 	uint64_t token;
 	uint32_t ndesc; /* ring descriptors of the request in flight here; 0: none */
-	uint16_t next;  /* next of the free list; split: next of the chain too */
+	uint16_t next;	/* next of the free list; split: next of the chain too */
 };
 
 struct driver {
@@ -41,14 +41,14 @@ struct driver {
 	struct slot *slots;
 	uint16_t free_head;
 
-	uint16_t avail_idx;  /* split: avail.idx with what was added; packed: next slot to fill */
-	uint16_t added;      /* since the last publish; split: requests, packed: descriptors */
-	uint16_t used_idx;   /* split: next entry of the used ring; packed: next slot to look at */
+	uint16_t avail_idx; /* split: avail.idx with what was added; packed: next slot to fill */
+	uint16_t added;	    /* since the last publish; split: requests, packed: descriptors */
+	uint16_t used_idx;  /* split: next entry of the used ring; packed: next slot to look at */
 	bool avail_wrap, used_wrap;
 	uint16_t first_slot; /* packed: where the held back flags go */
 	uint16_t first_flags;
 
-	uint16_t *used_event;        /* split: the index at which we want a call (§2.7.6) */
+	uint16_t *used_event;	     /* split: the index at which we want a call (§2.7.6) */
 	const uint16_t *avail_event; /* split: the index at which the device wants a kick (§2.7.8) */
 	union {
 		struct vring_desc *desc;
@@ -163,9 +163,9 @@ static void split_add_indirect(struct driver *d, const struct driver_buf *bufs, 
 	for (uint32_t i = 0; i < n; i++) {
 		uint16_t flags = (i >= out ? VRING_DESC_F_WRITE : 0) | (i + 1 < n ? VRING_DESC_F_NEXT : 0);
 
-		table[i] = (struct vring_desc){bufs[i].addr, bufs[i].len, flags, i + 1 < n ? (uint16_t)(i + 1) : 0};
+		table[i] = (struct vring_desc){ bufs[i].addr, bufs[i].len, flags, i + 1 < n ? (uint16_t)(i + 1) : 0 };
 	}
-	d->desc[head] = (struct vring_desc){gpa, (uint32_t)(n * sizeof(*table)), VRING_DESC_F_INDIRECT, 0};
+	d->desc[head] = (struct vring_desc){ gpa, (uint32_t)(n * sizeof(*table)), VRING_DESC_F_INDIRECT, 0 };
 	d->free_head = d->slots[head].next;
 }
 
@@ -177,7 +177,7 @@ static void split_add_chain(struct driver *d, const struct driver_buf *bufs, uin
 		uint16_t flags = (i >= out ? VRING_DESC_F_WRITE : 0) | (i + 1 < n ? VRING_DESC_F_NEXT : 0);
 		uint16_t next = d->slots[at].next;
 
-		d->desc[at] = (struct vring_desc){bufs[i].addr, bufs[i].len, flags, i + 1 < n ? next : 0};
+		d->desc[at] = (struct vring_desc){ bufs[i].addr, bufs[i].len, flags, i + 1 < n ? next : 0 };
 		at = next;
 	}
 	d->free_head = at;
@@ -210,7 +210,8 @@ static void packed_add_indirect(struct driver *d, const struct driver_buf *bufs,
 	struct vring_packed_desc *table = table_of(d, id, &gpa);
 
 	for (uint32_t i = 0; i < n; i++)
-		table[i] = (struct vring_packed_desc){bufs[i].addr, bufs[i].len, 0, i >= out ? VRING_DESC_F_WRITE : 0};
+		table[i] =
+			(struct vring_packed_desc){ bufs[i].addr, bufs[i].len, 0, i >= out ? VRING_DESC_F_WRITE : 0 };
 	packed_put(d, gpa, (uint32_t)(n * sizeof(*table)), id, VRING_DESC_F_INDIRECT);
 }
 
