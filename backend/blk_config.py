@@ -1,0 +1,172 @@
+"""What the disk says about itself: feature bits and configuration space (virtio 1.2 §5.2.3, §5.2.4).
+
+Pure functions of what is underneath: no descriptor is touched here, so every rule can be tested on its own.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Final
+
+from kpoll.vhost.features import VirtioFeature
+
+from .config import SECTOR
+
+WRITEBACK_OFFSET: Final = 32  # struct virtio_blk_config's one writable field
+
+# Largest extent of one DISCARD or WRITE_ZEROES range: a whole one goes to a helper thread in a single call, and the
+# queue can't be stopped before that returns.
+EXTENT_MAX: Final = 2 << 30
+SEGMENT_MIN: Final = 64 << 10
+SEGMENT_MAX: Final = 4 << 20
+SEGMENT_DEFAULT: Final = 1 << 20
+_U32: Final = (1 << 32) - 1
+
+# struct virtio_blk_config: capacity, size_max, seg_max, geometry, blk_size, topology, writeback, num_queues,
+# max_discard_*, max_write_zeroes_*, and from secure erase on zeros.
+_LAYOUT: Final = struct.Struct("<Q I I HBB I BBHI BxH III IIB3x III".replace(" ", ""))
+
+
+class BlkFeature(IntFlag):
+    """Feature bits of the block device, virtio 1.2 §5.2.3."""
+
+    VIRTIO_BLK_F_SIZE_MAX = 1 << 1
+    VIRTIO_BLK_F_SEG_MAX = 1 << 2
+    VIRTIO_BLK_F_GEOMETRY = 1 << 4
+    VIRTIO_BLK_F_RO = 1 << 5
+    VIRTIO_BLK_F_BLK_SIZE = 1 << 6
+    VIRTIO_BLK_F_FLUSH = 1 << 9
+    VIRTIO_BLK_F_TOPOLOGY = 1 << 10
+    VIRTIO_BLK_F_CONFIG_WCE = 1 << 11
+    VIRTIO_BLK_F_MQ = 1 << 12
+    VIRTIO_BLK_F_DISCARD = 1 << 13
+    VIRTIO_BLK_F_WRITE_ZEROES = 1 << 14
+
+
+RING_FEATURES: Final = (
+    VirtioFeature.VIRTIO_F_INDIRECT_DESC
+    | VirtioFeature.VIRTIO_F_EVENT_IDX
+    | VirtioFeature.VIRTIO_F_VERSION_1
+    | VirtioFeature.VIRTIO_F_RING_PACKED
+    | VirtioFeature.VIRTIO_F_RING_RESET
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskLimits:
+    """What the file or device underneath can do; sizes in bytes, 0 where it has no such thing or no limit."""
+
+    read_only: bool
+    block_device: bool
+    logical_block: int
+    physical_block: int
+    offset_align: int = 1
+    io_min: int = 0
+    io_opt: int = 0
+    discard_max: int = 0
+    discard_granularity: int = 0
+    write_zeroes_max: int = 0
+    max_segments: int = 0
+    max_bytes: int = 0
+
+    @property
+    def blk_size(self) -> int:
+        """The guest's block size.
+
+        A file's is always 512: the partition table inside the image counts in it, and has to stay readable when the
+        image moves to a filesystem on other disks. What O_DIRECT refuses goes through the page cache.
+        """
+        return self.logical_block if self.block_device else SECTOR
+
+    @property
+    def discards(self) -> bool:
+        """Whether DISCARD is on offer."""
+        return not self.read_only and self.discard_max >= SECTOR
+
+    @property
+    def writes_zeroes(self) -> bool:
+        """Whether WRITE_ZEROES is on offer."""
+        return not self.read_only and self.write_zeroes_max >= SECTOR
+
+    def extent_sectors(self, limit: int) -> int:
+        """Return the longest range in sectors that a request may name, out of the device's `limit` in bytes."""
+        extent = min(limit, EXTENT_MAX)
+        unit = max(self.discard_granularity, self.blk_size)
+        return (extent // unit * unit or extent) // SECTOR
+
+
+def device_features(limits: DiskLimits) -> int:
+    """Return the feature bits on offer: virtio-blk's and the ring's."""
+    bits = (
+        BlkFeature.VIRTIO_BLK_F_SIZE_MAX
+        | BlkFeature.VIRTIO_BLK_F_SEG_MAX
+        | BlkFeature.VIRTIO_BLK_F_BLK_SIZE
+        | BlkFeature.VIRTIO_BLK_F_TOPOLOGY
+        | BlkFeature.VIRTIO_BLK_F_FLUSH
+        | BlkFeature.VIRTIO_BLK_F_CONFIG_WCE
+        | BlkFeature.VIRTIO_BLK_F_MQ
+    )
+    if limits.read_only:
+        bits |= BlkFeature.VIRTIO_BLK_F_RO
+    if limits.discards:
+        bits |= BlkFeature.VIRTIO_BLK_F_DISCARD
+    if limits.writes_zeroes:
+        bits |= BlkFeature.VIRTIO_BLK_F_WRITE_ZEROES
+    return int(bits) | int(RING_FEATURES)
+
+
+def writes_back(features: int, writeback: int) -> bool:
+    """Decide the cache mode from the negotiated features and the `writeback` field, virtio 1.2 §5.2.5.
+
+    With CONFIG_WCE the field says it. Without, a driver that negotiated FLUSH flushes when it needs to; one that has
+    neither can't, and each of its writes has to be durable when it completes.
+    """
+    if features & BlkFeature.VIRTIO_BLK_F_CONFIG_WCE:
+        return bool(writeback)
+    return bool(features & BlkFeature.VIRTIO_BLK_F_FLUSH)
+
+
+def config_space(
+    limits: DiskLimits, *, capacity: int, writeback: int, num_queues: int, seg_max: int, ranges_max: int
+) -> bytes:
+    """Lay out struct virtio_blk_config, little-endian.
+
+    Args:
+        limits: What is underneath.
+        capacity: The disk's size in sectors.
+        writeback: The field's current value, 0 or 1.
+        num_queues: Virtqueues on offer.
+        seg_max: Data segments that the data path takes in one request.
+        ranges_max: Ranges that it takes in one DISCARD or WRITE_ZEROES.
+
+    """
+    block = limits.blk_size
+    physical = max(limits.physical_block, limits.offset_align, block)
+    size_max = min(max(limits.max_bytes or SEGMENT_DEFAULT, SEGMENT_MIN), SEGMENT_MAX) // block * block
+    zeroes, discards = limits.writes_zeroes, limits.discards
+    return _LAYOUT.pack(
+        capacity,
+        size_max,
+        seg_max,
+        0,  # geometry: VIRTIO_BLK_F_GEOMETRY isn't offered
+        0,
+        0,
+        block,
+        (physical // block).bit_length() - 1,  # physical_block_exp
+        0,  # alignment_offset
+        min(max(limits.io_min // block, 1), 0xFFFF),  # min_io_size
+        min(limits.io_opt // block, _U32),  # opt_io_size
+        writeback,
+        num_queues,
+        limits.extent_sectors(limits.discard_max) if discards else 0,
+        ranges_max if discards else 0,
+        max(limits.discard_granularity, block) // SECTOR if discards else 0,  # discard_sector_alignment
+        limits.extent_sectors(limits.write_zeroes_max) if zeroes else 0,
+        ranges_max if zeroes else 0,
+        int(zeroes and limits.discard_max > 0),  # write_zeroes_may_unmap
+        0,  # max_secure_erase_sectors and what follows: VIRTIO_BLK_F_SECURE_ERASE isn't offered
+        0,
+        0,
+    )

@@ -1,0 +1,163 @@
+"""The block device as vhost-user sees it (virtio 1.2 §5.2): negotiation here, requests in C."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from kpoll.vhost._core import ffi, lib
+from kpoll.vhost.device import Device, DeviceError
+
+from .blk_config import WRITEBACK_OFFSET, BlkFeature, config_space, device_features, writes_back
+from .blk_queue import BlkQueue
+from .errors import KpollError
+from .worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from structlog.typing import FilteringBoundLogger
+
+    from kpoll.vhost.device import VringConfig
+
+    from .blk_disk import Disk
+    from .config import BlkConfig
+
+_WRITEBACK_RESET: Final = 1  # virtio 1.2 §5.2.5: after reset the mode may be either, and says so
+
+
+class BlkDevice(Device):
+    """A disk with `num_queues` virtqueues, spread over the workers in turn.
+
+    Made by `open_device`, which also frees it.
+
+    Attributes:
+        disk: What is behind it.
+        queues: All virtqueues, by index.
+        workers: Who serves them.
+        connected: Whether a front-end is there.
+
+    """
+
+    def __init__(self, disk: Disk, queues: tuple[BlkQueue, ...], workers: tuple[Worker, ...]) -> None:
+        """Put the parts together; queue i already belongs to worker i modulo their number."""
+        self.disk = disk
+        self.queues = queues
+        self.workers = workers
+        self.num_queues = len(queues)
+        self.queue_size_max = int(lib.VIRTQ_SIZE_MAX)
+        self._features = device_features(disk.limits)
+        self._negotiated = 0
+        self._writeback = _WRITEBACK_RESET
+
+    @property
+    def connected(self) -> bool:
+        """Whether a front-end is there."""
+        return self._session is not None
+
+    def features(self) -> int:
+        """Give the feature bits on offer."""
+        return self._features
+
+    def get_config(self, offset: int, size: int) -> bytes:
+        """Read struct virtio_blk_config."""
+        return self._config()[offset : offset + size]
+
+    def set_config(self, offset: int, data: bytes, flags: int) -> None:
+        """Write struct virtio_blk_config: `writeback` may change, all else has to stay as it is.
+
+        A front-end may write one byte or the whole space (as it does on migration), so what counts is the outcome.
+
+        Raises DeviceError when anything else would change, or `writeback` to something else than 0 or 1.
+        """
+        del flags
+        wanted = bytearray(self._config())
+        if offset + len(data) > len(wanted):
+            raise DeviceError("write beyond the configuration space")
+        wanted[offset : offset + len(data)] = data
+        writeback = wanted[WRITEBACK_OFFSET]
+        if writeback > 1 or wanted != self._config(writeback):
+            raise DeviceError("only writeback, 0 or 1, may be written in the configuration space")
+        if writeback != self._writeback and not self._negotiated & BlkFeature.VIRTIO_BLK_F_CONFIG_WCE:
+            raise DeviceError("writeback can't be written: VIRTIO_BLK_F_CONFIG_WCE wasn't negotiated")
+        self._writeback = writeback
+        self._apply_cache_mode()
+
+    def set_features(self, features: int) -> None:
+        """Take note of what was negotiated; it decides the cache mode (virtio 1.2 §5.2.5)."""
+        self._negotiated = features
+        self._apply_cache_mode()
+
+    async def start_vring(self, vring: VringConfig) -> None:
+        """Bind the queue to its rings and hand it to its worker.
+
+        Raises OSError when the rings are misplaced, DeviceError when the worker can't take it.
+        """
+        queue = self.queues[vring.index]
+        queue.bind(vring)
+        try:
+            await queue.worker.start_queue(queue, vring.kick_fd)
+        except KpollError as error:
+            raise DeviceError(str(error)) from error
+
+    async def stop_vring(self, index: int) -> int:
+        """Take the queue back from its worker; returns its vring base."""
+        queue = self.queues[index]
+        await queue.worker.stop_queue(queue)
+        return queue.base()
+
+    async def reset(self) -> None:
+        """Forget what was negotiated."""
+        await self.stop_all()
+        self._writeback = _WRITEBACK_RESET
+        self.set_features(0)
+
+    async def stop_all(self) -> None:
+        """Take every queue back, whoever forgot it; returns when nothing is in flight."""
+        for queue in self.queues:
+            await queue.worker.stop_queue(queue)
+
+    def _apply_cache_mode(self) -> None:
+        self.disk.write_back = writes_back(self._negotiated, self._writeback)
+
+    def _config(self, writeback: int | None = None) -> bytes:
+        return config_space(
+            self.disk.limits,
+            capacity=self.disk.capacity,
+            writeback=self._writeback if writeback is None else writeback,
+            num_queues=self.num_queues,
+            seg_max=lib.BLK_SEG_MAX,
+            ranges_max=lib.BLK_RANGES_MAX,
+        )
+
+
+def _make_queue(disk: Disk, index: int, lane: Any, worker: Worker, stack: ExitStack) -> BlkQueue:
+    handle = lib.blk_queue_create(disk.dev, index)
+    if handle == ffi.NULL:
+        raise KpollError("out of memory for virtqueues: use a smaller --num-queues")
+    stack.callback(lib.blk_queue_destroy, handle)
+    return BlkQueue(index, handle, lane, worker)
+
+
+@contextmanager
+def open_device(config: BlkConfig, disk: Disk, log: FilteringBoundLogger) -> Iterator[BlkDevice]:
+    """Make the workers, their shares of the disk and the queues; free them on leaving, when no worker runs any more.
+
+    Raises KpollError when the host has no room for them.
+    """
+    with ExitStack() as stack:
+        workers: list[Worker] = []
+        lanes = []
+        for index in range(config.workers):
+            lane = disk.make_lane()
+            stack.callback(lib.blk_lane_destroy, lane)
+            worker = Worker(index, config.poll, config.cpus[index] if config.cpus else None, log)
+            stack.callback(worker.close)
+            worker.add_lane(lane)
+            lanes.append(lane)
+            workers.append(worker)
+        queues = [
+            _make_queue(disk, index, lanes[index % len(lanes)], workers[index % len(workers)], stack)
+            for index in range(config.num_queues)
+        ]
+        yield BlkDevice(disk, tuple(queues), tuple(workers))

@@ -1,0 +1,197 @@
+"""The disk behind a block device: the opened file or device, its limits, and the C side's `blk_dev` over them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from kpoll.vhost._core import ffi, lib
+
+from .blk_config import DiskLimits
+from .config import SECTOR, SERIAL_BYTES
+from .errors import KpollError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .config import BlkConfig
+
+# Requests that one worker may have in flight at the engine. fs.aio-max-nr (65536 by default) is shared by the host.
+LANE_DEPTH: Final = 1024
+
+
+def _open_error(path: str, error: int, *, read_only: bool) -> KpollError:
+    """Say in one line why `path` can't be the disk, and what to do."""
+    wish = "read" if read_only else "read and write"
+    match error:
+        case errno.ENOENT:
+            what = "no such file: check --blk-file, or make an image with `truncate -s 10G` and the path"
+        case errno.EISDIR:
+            what = "is a directory: give a file or a block device"
+        case errno.ENOTBLK:
+            what = "is neither a regular file nor a block device: give one of these"
+        case errno.EACCES | errno.EPERM:
+            what = f"permission denied: this user has to be allowed to {wish} it"
+            what += "" if read_only else " (--read-only needs less)"
+        case errno.EROFS:
+            what = "lies on a read-only filesystem: give --read-only"
+        case errno.ETXTBSY | errno.EBUSY:
+            what = f"{os.strerror(error)}: somebody else uses it exclusively, stop that first"
+        case _:
+            what = f"{os.strerror(error)}: it can't be opened to {wish}"
+    return KpollError(f"{path}: {what}")
+
+
+class Disk:
+    """An open disk. Made by `open_disk`, which also closes it.
+
+    Attributes:
+        dev: The C side's `struct blk_dev *`.
+        limits: What is underneath, constant while it is open.
+        engine: Name of the I/O engine that workers use: aio, io_uring or null.
+        engine_why: Why it was taken, for the log.
+
+    """
+
+    def __init__(self, dev: Any, engine: str, engine_why: str) -> None:
+        """Wrap an opened `dev`."""
+        target = dev.target
+        self.dev = dev
+        self.engine = engine
+        self.engine_why = engine_why
+        self.limits = DiskLimits(
+            read_only=bool(dev.read_only),
+            block_device=bool(target.block_device),
+            logical_block=target.logical_block,
+            physical_block=target.physical_block,
+            offset_align=target.offset_align,
+            io_min=target.io_min,
+            io_opt=target.io_opt,
+            discard_max=target.discard_max,
+            discard_granularity=target.discard_granularity,
+            write_zeroes_max=target.write_zeroes_max,
+            max_segments=target.max_segments,
+            max_bytes=target.max_bytes,
+        )
+        dev.max_discard_sectors = self.limits.extent_sectors(self.limits.discard_max)
+        dev.max_write_zeroes_sectors = self.limits.extent_sectors(self.limits.write_zeroes_max)
+
+    @property
+    def fd(self) -> int:
+        """The descriptor of the file or device; -1 for the null disk."""
+        return int(self.dev.target.fd)
+
+    @property
+    def capacity(self) -> int:
+        """The size that the guest sees, in sectors."""
+        return int(self.dev.capacity)
+
+    @capacity.setter
+    def capacity(self, sectors: int) -> None:
+        # One aligned 64-bit store: a worker reads either the old or the new one.
+        self.dev.capacity = sectors
+
+    @property
+    def write_back(self) -> bool:
+        """Whether a write may complete before it is durable."""
+        return bool(self.dev.write_back)
+
+    @write_back.setter
+    def write_back(self, value: bool) -> None:
+        self.dev.write_back = int(value)
+
+    def sectors_now(self) -> int:
+        """Return the size of what is underneath at this moment, in sectors, rounded down to the guest's blocks.
+
+        Raises OSError.
+        """
+        size = int(lib.io_target_size(ffi.addressof(self.dev, "target")))
+        if size < 0:
+            raise OSError(-size, os.strerror(-size))
+        return size // self.limits.blk_size * self.limits.blk_size // SECTOR
+
+    def make_lane(self) -> Any:
+        """Make one worker's share of the disk, a `struct blk_lane *`; to be freed with `lib.blk_lane_destroy`.
+
+        Raises KpollError when the host has no room for another engine.
+        """
+        out = ffi.new("struct blk_lane **")
+        error = -lib.blk_lane_create(out, self.dev, self.engine.encode(), LANE_DEPTH)
+        if error == 0:
+            return out[0]
+        if error == errno.EAGAIN and self.engine == "aio":
+            raise KpollError("Linux AIO has no contexts left: raise it with `sysctl fs.aio-max-nr=1048576`")
+        if error in (errno.EPERM, errno.ENOSYS) and self.engine == "io_uring":
+            raise KpollError("io_uring isn't allowed here (kernel, sysctl or container policy): use --engine aio")
+        raise KpollError(f"the {self.engine} engine can't start: {os.strerror(error)}")
+
+
+def _choose_engine(asked: str, *, direct: bool) -> tuple[str, str]:
+    """Return the engine and why: Linux AIO is asynchronous for O_DIRECT only."""
+    if asked != "auto":
+        return asked, "asked for"
+    if direct:
+        return "aio", "O_DIRECT works here, and Linux AIO's ring is the cheapest to reap"
+    if _has_io_uring():
+        return "io_uring", "no O_DIRECT here, and Linux AIO would block"
+    return "aio", "no O_DIRECT here, and no io_uring on this host"
+
+
+def _has_io_uring() -> bool:
+    """Try: sysctls, seccomp policies and old kernels each say no in their own way."""
+    out = ffi.new("struct io_engine **")
+    target = ffi.new("struct io_target *")
+    lib.io_target_null(target, SECTOR)
+    if lib.io_engine_create(out, b"io_uring", target, 1) != 0:
+        return False
+    lib.io_engine_destroy(out[0])
+    return True
+
+
+def _open_target(target: Any, config: BlkConfig) -> None:
+    """Open what `config` names into `target`. Raises KpollError, with nothing left open."""
+    if config.blk_file is None:
+        lib.io_target_null(target, config.size)
+        return
+    path = config.blk_file
+    error = -lib.io_target_open(target, os.fsencode(path), config.read_only)
+    if error:
+        raise _open_error(path, error, read_only=config.read_only)
+    size = int(target.size)
+    if size == 0:
+        fault = "is empty: give it a size, such as with `truncate -s 10G`"
+    elif size % SECTOR:
+        fault = f"its size, {size} bytes, is no multiple of {SECTOR}: is it a raw image? If so, pad it with "
+        fault += f"`truncate -s {-(-size // SECTOR) * SECTOR}`"
+    else:
+        return
+    lib.io_target_close(target)
+    raise KpollError(f"{path}: {fault}")
+
+
+@contextmanager
+def open_disk(config: BlkConfig) -> Iterator[Disk]:
+    """Open the disk that `config` describes; close it on leaving, when nothing may use it any more.
+
+    Raises KpollError with what to do when it can't be opened or can't be a disk.
+    """
+    dev = lib.blk_dev_create()
+    if dev == ffi.NULL:
+        raise KpollError("out of memory")
+    try:
+        target = ffi.addressof(dev, "target")
+        _open_target(target, config)
+        try:
+            engine, why = _choose_engine(config.engine, direct=bool(target.direct) or config.blk_file is None)
+            dev.capacity = target.size // SECTOR
+            dev.read_only = config.read_only
+            dev.write_back = 1
+            serial = config.serial.ljust(SERIAL_BYTES, b"\0")
+            ffi.memmove(dev.serial, serial, SERIAL_BYTES)
+            yield Disk(dev, engine, why)
+        finally:
+            lib.io_target_close(target)
+    finally:
+        lib.blk_dev_destroy(dev)

@@ -1,0 +1,219 @@
+"""The command line: `kpoll` and its subcommands, and `kpoll-blk` for those who look a back-end up by that name.
+
+Whatever goes wrong ends as one line on stderr: exit code 2 when the command line is wrong, 1 when the host is.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import version
+from typing import Any, Final
+
+import click
+
+from .config import (
+    POLL_US_DEFAULT,
+    POLL_US_MAX,
+    BlkConfig,
+    LogConfig,
+    MetricsConfig,
+    SocketConfig,
+    choose_poll,
+    default_num_queues,
+    parse_cpus,
+    parse_host_port,
+    parse_mode,
+    parse_serial,
+    parse_size,
+)
+from .errors import KpollError, UsageError
+
+# QEMU's "Backend program conventions" (docs/interop/vhost-user.rst) and vhost-user.json.
+CAPABILITIES: Final = {"type": "block", "features": ["read-only", "blk-file"]}
+
+
+def _print_capabilities(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        click.echo(json.dumps(CAPABILITIES))
+        context.exit(0)
+
+
+class _BackendCommand(click.Command):
+    """A command under QEMU's conventions: with --print-capabilities, nothing else on the line counts."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, ["--print-capabilities"] if "--print-capabilities" in args else args)
+
+
+class _Kpoll(click.Group):
+    """The subcommands, each imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return ["bench", "blk"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name == "blk":
+            return blk
+        if cmd_name == "bench":
+            from .bench.cli import bench  # noqa: PLC0415 - the daemon needs none of it
+
+            return bench
+        return None
+
+
+@click.group(cls=_Kpoll, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("kpoll"), prog_name="kpoll")
+def kpoll() -> None:
+    """Serve virtual machines their disks: a vhost-user back-end that polls when it pays and sleeps when it doesn't."""
+
+
+@click.command(cls=_BackendCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--socket-path", metavar="PATH", help="Listen for front-ends on a unix socket made here.")
+@click.option("--fd", type=int, metavar="N", help="Use this open socket instead, listening or connected.")
+@click.option("--blk-file", metavar="PATH", help="The disk: a raw image file or a block device.")
+@click.option("--read-only", is_flag=True, help="Refuse all writes.")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "aio", "io_uring", "null"]),
+    default="auto",
+    show_default=True,
+    help="How I/O is done: auto takes aio where O_DIRECT works, else io_uring. null does none.",
+)
+@click.option("--iopoll", type=click.Choice(["auto", "on", "off"]), default="auto", help="Poll NVMe queues.")
+@click.option("--size", metavar="SIZE", help="Size of a null disk: bytes, or a number with K, M, G or T.")
+@click.option(
+    "--num-queues", type=int, metavar="N", help="Virtqueues on offer. [default: host CPUs, at least 16, at most 256]"
+)
+@click.option("--serial", metavar="S", help="What the guest reads as the disk's serial: up to 20 ASCII characters.")
+@click.option(
+    "--workers", type=int, metavar="N", help="Threads that share the queues. [default: one, or one per --cpus]"
+)
+@click.option("--cpus", metavar="LIST", help="Pin the workers to these CPUs, one each, such as 2,4-5.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["report", "retry", "stop"]),
+    default="report",
+    help="What to do when the disk fails: report it to the guest.",
+)
+@click.option(
+    "--poll",
+    type=click.Choice(["auto", "kernel", "module", "user", "off"]),
+    default="auto",
+    show_default=True,
+    help="Who polls before a worker sleeps: auto takes the best that this host has, and logs why.",
+)
+@click.option(
+    "--poll-max-us",
+    type=click.IntRange(0, POLL_US_MAX),
+    default=POLL_US_DEFAULT,
+    show_default=True,
+    metavar="N",
+    help="Never poll longer than this without a request, in microseconds.",
+)
+@click.option("--log-format", type=click.Choice(["auto", "json", "console"]), default="auto", show_default=True)
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+@click.option("--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics over HTTP here.")
+@click.option("--metrics-socket", metavar="PATH", help="Serve them on a unix socket made here instead.")
+@click.option("--socket-mode", metavar="MODE", help="Permission bits of --socket-path, octal.")
+@click.option("--socket-group", metavar="GROUP", help="Group that owns --socket-path, by name or number.")
+@click.option("--sandbox", type=click.Choice(["on", "off"]), help="[default: as much of it as this host can do]")
+@click.option(
+    "--print-capabilities",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_capabilities,
+    help="Print what this back-end can do, as JSON, and exit.",
+)
+def blk(**options: Any) -> None:
+    """Serve one disk to one virtual machine at a time, as a vhost-user-blk device."""
+    config = blk_config(**options)
+    from .daemon import run_blk  # noqa: PLC0415 - a wrong command line is told without loading the C side
+
+    run_blk(config)
+
+
+def blk_config(**options: Any) -> BlkConfig:
+    """Turn the options of `kpoll blk` into what was meant.
+
+    Raises UsageError for what can't be meant, KpollError for what this release doesn't have.
+    """
+    if options["on_error"] != "report":
+        raise UsageError(
+            f"--on-error {options['on_error']}: this release only reports errors to the guest; leave it out"
+        )
+    cpus = parse_cpus(options["cpus"]) if options["cpus"] is not None else ()
+    num_queues = default_num_queues() if options["num_queues"] is None else options["num_queues"]
+    workers = options["workers"]
+    sandbox = options["sandbox"]
+    mode, serial, size, metrics = (options[name] for name in ("socket_mode", "serial", "size", "metrics"))
+    config = {
+        "socket": SocketConfig(
+            path=options["socket_path"],
+            fd=options["fd"],
+            mode=None if mode is None else parse_mode(mode),
+            group=options["socket_group"],
+        ),
+        "metrics": MetricsConfig(
+            tcp=None if metrics is None else parse_host_port(metrics), path=options["metrics_socket"]
+        ),
+        "log": LogConfig(style=options["log_format"], level=options["log_level"]),
+        "blk_file": options["blk_file"],
+        "read_only": options["read_only"],
+        "engine": options["engine"],
+        "size": None if size is None else parse_size(size),
+        "num_queues": num_queues,
+        "serial": b"" if serial is None else parse_serial(serial),
+        "workers": workers if workers is not None else len(cpus) or 1,
+        "cpus": cpus,
+        "sandbox": None if sandbox is None else sandbox == "on",
+    }
+    if options["iopoll"] == "on":
+        raise KpollError("--iopoll on: this release can't use NVMe poll queues yet; use --iopoll auto")
+    return BlkConfig(poll=choose_poll(options["poll"], options["poll_max_us"]), **config)
+
+
+def _run(command: click.Command, name: str) -> int:
+    """Run a command, and turn what it raises into one line and an exit code."""
+    where = name
+    try:
+        result = command.main(prog_name=name, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 2
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else name
+        return _fail(where, " ".join(error.format_message().split()), error.exit_code)
+    except click.ClickException as error:
+        return _fail(where, error.format_message(), error.exit_code)
+    except KpollError as error:
+        command_path = name if name != "kpoll" else " ".join(["kpoll", *_subcommand()])
+        return _fail(command_path, str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    return result if isinstance(result, int) else 0
+
+
+def _subcommand() -> list[str]:
+    return [word for word in sys.argv[1:2] if not word.startswith("-")]
+
+
+def _fail(where: str, message: str, code: int) -> int:
+    line = message.encode(errors="backslashreplace").decode()  # file names need not be text
+    click.echo(f"{where}: {' '.join(line.splitlines())}", err=True)
+    return code
+
+
+def main() -> None:
+    """Run `kpoll`."""
+    sys.exit(_run(kpoll, "kpoll"))
+
+
+def blk_main() -> None:
+    """Run `kpoll-blk`, which is `kpoll blk` under the name that QEMU and libvirt look for."""
+    sys.exit(_run(blk, "kpoll-blk"))

@@ -1,0 +1,170 @@
+"""The daemon's life: open everything, give up what isn't needed, serve, and leave nothing behind.
+
+The order is what makes the errors honest: whatever can fail because of the user or the host has failed before the first
+line is logged and before anybody can connect; and the sandbox closes before the first thread starts, because it binds
+only those that come after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import trio
+from prometheus_client import CollectorRegistry
+
+from kpoll.vhost._core import lib
+
+from .blk_device import BlkDevice, open_device
+from .blk_disk import Disk, open_disk
+from .errors import KpollError
+from .frontends import serve_front_ends
+from .listener import FrontSocket, open_front_socket
+from .logs import device_log, setup_logging
+from .metrics import BlkCollector, Identity
+from .metrics_server import open_metrics_sockets, serve_metrics
+from .resize import ResizeWatch
+from .sandbox import Sandbox, enter_sandbox
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator, Iterator
+
+    from structlog.typing import FilteringBoundLogger
+
+    from .config import BlkConfig
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Everything that was opened before the daemon runs."""
+
+    disk: Disk
+    device: BlkDevice
+    front: FrontSocket
+    metrics: list[socket.socket]
+    resize: ResizeWatch
+
+
+def _check_cpus(config: BlkConfig) -> None:
+    """Pinning a thread fails where nobody can see it; so say it now. Raises KpollError."""
+    allowed = os.sched_getaffinity(0)
+    if refused := sorted(set(config.cpus) - allowed):
+        have = ",".join(map(str, sorted(allowed)))
+        raise KpollError(f"--cpus: CPU {refused[0]} isn't there for this process, it may run on {have}")
+
+
+@contextlib.contextmanager
+def _open(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[_Opened]:
+    """Open all that `config` needs, the front-ends' socket last. Raises KpollError."""
+    _check_cpus(config)
+    if error := -lib.mem_sigbus_install():
+        raise KpollError(f"no handler for SIGBUS: {os.strerror(error)}")
+    with contextlib.ExitStack() as stack:
+        disk = stack.enter_context(open_disk(config))
+        device = stack.enter_context(open_device(config, disk, log))
+        resize = ResizeWatch(device, log)
+        stack.callback(resize.close)
+        metrics = stack.enter_context(open_metrics_sockets(config.metrics))
+        front = stack.enter_context(open_front_socket(config.socket))
+        resize.open()
+        yield _Opened(disk, device, front, metrics, resize)
+
+
+def _enter_sandbox(config: BlkConfig) -> Sandbox | None:
+    """Close the sandbox unless it is off. Raises KpollError when it was asked for and the host has nothing of it."""
+    if config.sandbox is False:
+        return None
+    paths = [path for path in (config.socket.path, config.metrics.path) if path is not None]
+    sandbox = enter_sandbox(removable={os.path.dirname(os.path.abspath(path)) for path in paths})  # noqa: PTH100, PTH120
+    if config.sandbox and not {"seccomp", "landlock"} & set(sandbox.active):
+        reasons = ", ".join(f"{layer}: {reason}" for layer, reason in sandbox.missing.items())
+        raise KpollError(f"--sandbox on: this host has neither seccomp nor Landlock ({reasons}); use --sandbox off")
+    return sandbox
+
+
+def run_blk(config: BlkConfig) -> None:
+    """Serve one block device until SIGTERM or SIGINT, or until the front-end of a connected --fd leaves.
+
+    Raises KpollError when something on this host prevents that.
+    """
+    setup_logging(config.log)
+    log = device_log(config.device)
+    with _open(config, log) as opened:
+        sandbox = _enter_sandbox(config)
+        log.info(
+            "started",
+            version=version("kpoll"),
+            pid=os.getpid(),
+            engine=opened.disk.engine,
+            engine_why=opened.disk.engine_why,
+            poll=config.poll.strategy,
+            poll_why=config.poll.why,
+            capacity=opened.disk.capacity,
+            queues=config.num_queues,
+            workers=config.workers,
+            read_only=config.read_only,
+        )
+        if sandbox is None:
+            log.info("sandbox", active=[], missing={"all": "--sandbox off"})
+        else:
+            log.info("sandbox", active=list(sandbox.active), missing=sandbox.missing)
+        try:
+            trio.run(_main, config, opened, log)
+        except* KpollError as group:
+            raise _first(group) from None
+        log.info("stopped")
+
+
+def _first(group: BaseExceptionGroup[KpollError]) -> KpollError:
+    """Return the first of the errors in a group of groups."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, KpollError)
+    return error
+
+
+async def _main(config: BlkConfig, opened: _Opened, log: FilteringBoundLogger) -> None:
+    """Run the workers around everything that uses them, and stop them last."""
+    async with trio.open_nursery() as nursery:
+        for worker in opened.device.workers:
+            await nursery.start(worker.run)
+        try:
+            await _serve(config, opened, log)
+        finally:
+            with trio.CancelScope(shield=True):
+                await opened.device.stop_all()
+            for worker in opened.device.workers:
+                worker.stop()
+
+
+async def _serve(config: BlkConfig, opened: _Opened, log: FilteringBoundLogger) -> None:
+    """Serve front-ends, scrapes and signals, until told to stop or nobody can come any more."""
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            nursery.start_soon(_heed_signals, signals, opened.resize, nursery.cancel_scope, log)
+            nursery.start_soon(opened.resize.run)
+            if opened.metrics:
+                registry = CollectorRegistry(auto_describe=False)
+                me = Identity(config.device, version("kpoll"), opened.disk.engine, config.poll.strategy)
+                registry.register(BlkCollector(me, opened.device))
+                nursery.start_soon(serve_metrics, opened.metrics, registry, log)
+            await serve_front_ends(opened.front, opened.device, log)
+            nursery.cancel_scope.cancel()
+            await trio.lowlevel.checkpoint_if_cancelled()
+
+
+async def _heed_signals(
+    signals: AsyncIterator[int], resize: ResizeWatch, serving: trio.CancelScope, log: FilteringBoundLogger
+) -> None:
+    async for number in signals:
+        log.info("signal", signal=signal.Signals(number).name)
+        if number == signal.SIGHUP:
+            await resize.check()
+        else:
+            serving.cancel()

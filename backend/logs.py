@@ -1,0 +1,61 @@
+"""Structured logs: one event per line on stderr, JSON unless a human is watching.
+
+Every line has `timestamp` (ISO 8601, UTC), `level`, `event` (a fixed snake_case name) and `device`; docs/logs.md lists
+the events with their fields. There is never a line per request.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger, Processor
+
+    from .config import LogConfig
+
+
+class _Stderr:
+    """Writes finished lines to stderr. A reader that went away costs the lines, never the disk."""
+
+    def msg(self, line: str) -> None:
+        try:
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            pass
+
+    log = debug = info = warn = warning = msg
+    fatal = failure = err = error = critical = exception = msg
+
+
+def _stderr_factory(*_args: Any) -> _Stderr:
+    return _Stderr()
+
+
+def setup_logging(config: LogConfig) -> None:
+    """Configure structlog for this process: `config.style` auto means console on a terminal, JSON elsewhere."""
+    console = config.style == "console" or (config.style == "auto" and sys.stderr.isatty())
+    renderer: Processor = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if console else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(config.level.upper())),
+        logger_factory=_stderr_factory,
+        cache_logger_on_first_use=True,
+    )
+
+
+def device_log(device: str) -> FilteringBoundLogger:
+    """Return the logger of one device: `device` stands on each of its lines."""
+    log: FilteringBoundLogger = structlog.get_logger()
+    return log.bind(device=device)

@@ -1,0 +1,95 @@
+"""What the daemon gives up once everything is open: so that a bug in it is worth little to a guest.
+
+Four layers, each on its own: no new privileges (execve can't raise any), no capabilities, a seccomp filter without the
+system calls that a disk server has no use for, and Landlock for the file system. They bind the calling thread and those
+it starts later, so this comes before the first worker. It isn't in the way of anything the daemon does afterwards:
+accepting front-ends and scrapes, mapping guest memory it is handed, hearing of size changes, removing its sockets.
+
+io_uring's requests don't pass seccomp; only Landlock sees those that open files.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import sysconfig
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from .landlock import restrict_files
+from .seccomp import deny_syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_CAPBSET_DROP: Final = 24
+_PR_CAP_AMBIENT: Final = 47
+_PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+_CAP_VERSION_3: Final = 0x20080522
+_CAP_LAST: Final = 63
+
+# What Python may still want to read: modules imported late, and the host's facts.
+_READABLE: Final = ("/usr/lib", "/lib", "/lib64", "/proc", "/sys", "/etc/localtime")
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """What is active, and why the rest isn't (layer: reason)."""
+
+    active: tuple[str, ...]
+    missing: dict[str, str]
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int) -> None:
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
+def set_no_new_privs() -> None:
+    """Let no execve(2) raise privileges from here on. Raises OSError."""
+    _check(_libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+
+
+def drop_capabilities() -> None:
+    """Give every capability up: bounding, ambient, then permitted, effective and inheritable. Raises OSError."""
+    libc = _libc()
+    for capability in range(_CAP_LAST + 1):
+        # EPERM without CAP_SETPCAP: then there is none to lose; EINVAL beyond the kernel's last.
+        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    header = (ctypes.c_uint32 * 2)(_CAP_VERSION_3, 0)
+    none = (ctypes.c_uint32 * 6)()
+    _check(libc.capset(header, none))
+
+
+def enter_sandbox(*, removable: Iterable[str]) -> Sandbox:
+    """Give up what can be given up. Never raises: what this host can't do is in the result.
+
+    Args:
+        removable: Directories in which sockets of ours have to be removed at the end.
+
+    """
+    readable = {*_READABLE, *sys.path, sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib")}
+    layers: tuple[tuple[str, Callable[[], None]], ...] = (
+        ("no_new_privs", set_no_new_privs),
+        ("capabilities", drop_capabilities),
+        ("landlock", lambda: restrict_files(readable=readable, removable=removable)),
+        ("seccomp", deny_syscalls),
+    )
+    active: list[str] = []
+    missing: dict[str, str] = {}
+    for name, apply in layers:
+        try:
+            apply()
+        except OSError as error:
+            missing[name] = error.strerror or str(error)
+        else:
+            active.append(name)
+    return Sandbox(tuple(active), missing)

@@ -1,0 +1,102 @@
+"""A seccomp filter without the system calls that a disk server has no use for, made with libseccomp.
+
+A list of what is forbidden, not of what is allowed: the daemon is Python, and what its libraries call changes with
+every release of them. What counts is that a hijacked daemon can't start programs, look into other processes, reach the
+network, load code into the kernel or make itself a namespace in which it is root. All of it answers EPERM.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from typing import Final
+
+DENIED: Final = (
+    # other programs and processes
+    "execve", "execveat", "fork", "vfork", "ptrace", "process_vm_readv", "process_vm_writev", "process_madvise",
+    "kcmp", "pidfd_getfd", "pidfd_open", "pidfd_send_signal",
+    # namespaces and mounts
+    "unshare", "setns", "mount", "umount", "umount2", "pivot_root", "chroot", "move_mount", "open_tree", "fsopen",
+    "fsconfig", "fsmount", "fspick", "mount_setattr", "quotactl", "quotactl_fd", "swapon", "swapoff",
+    # the kernel itself
+    "init_module", "finit_module", "delete_module", "create_module", "bpf", "kexec_load", "kexec_file_load",
+    "perf_event_open", "reboot", "syslog", "acct", "iopl", "ioperm", "modify_ldt", "lookup_dcookie", "nfsservctl",
+    "add_key", "request_key", "keyctl", "userfaultfd", "open_by_handle_at", "name_to_handle_at", "fanotify_init",
+    # time and names of the host
+    "settimeofday", "stime", "clock_settime", "clock_adjtime", "adjtimex", "sethostname", "setdomainname", "vhangup",
+    # users
+    "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setgroups", "setfsuid", "setfsgid",
+    # new sockets: those that we need are there, or come from accept
+    "socket", "connect", "bind",
+)  # fmt: skip
+
+_SCMP_ACT_ALLOW: Final = 0x7FFF0000
+_SCMP_ACT_ERRNO: Final = 0x00050000
+_SCMP_CMP_MASKED_EQ: Final = 7
+_NR_UNKNOWN: Final = -1  # __NR_SCMP_ERROR; pseudo numbers of other architectures are smaller still
+
+_CLONE_THREAD: Final = 0x00010000
+
+
+class _ArgCmp(ctypes.Structure):
+    """struct scmp_arg_cmp."""
+
+    _fields_ = (
+        ("arg", ctypes.c_uint),
+        ("op", ctypes.c_int),
+        ("datum_a", ctypes.c_uint64),
+        ("datum_b", ctypes.c_uint64),
+    )
+
+
+def _load_library() -> ctypes.CDLL:
+    """Load libseccomp. Raises OSError when the host has none."""
+    try:
+        library = ctypes.CDLL("libseccomp.so.2", use_errno=True)
+    except OSError as error:
+        raise OSError(errno.ENOENT, "libseccomp.so.2 isn't installed") from error
+    library.seccomp_init.restype = ctypes.c_void_p
+    library.seccomp_init.argtypes = [ctypes.c_uint32]
+    library.seccomp_release.argtypes = [ctypes.c_void_p]
+    library.seccomp_load.argtypes = [ctypes.c_void_p]
+    library.seccomp_syscall_resolve_name.argtypes = [ctypes.c_char_p]
+    library.seccomp_rule_add_array.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_uint32,
+        ctypes.c_int,
+        ctypes.c_uint,
+        ctypes.POINTER(_ArgCmp),
+    ]
+    return library
+
+
+def _check(result: int) -> None:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+
+
+def deny_syscalls() -> None:
+    """Install the filter for this thread and those it starts. Raises OSError; nothing is denied then."""
+    library = _load_library()
+    context = library.seccomp_init(_SCMP_ACT_ALLOW)
+    if not context:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    try:
+        for name in DENIED:
+            number = library.seccomp_syscall_resolve_name(name.encode())
+            if number != _NR_UNKNOWN:
+                _check(library.seccomp_rule_add_array(context, _SCMP_ACT_ERRNO | errno.EPERM, number, 0, None))
+        _deny_clone(library, context)
+        _check(library.seccomp_load(context))
+    finally:
+        library.seccomp_release(context)
+
+
+def _deny_clone(library: ctypes.CDLL, context: int) -> None:
+    """Leave of clone(2) what makes a thread. A filter can't read clone3's arguments: ENOSYS makes libc use clone."""
+    clone = library.seccomp_syscall_resolve_name(b"clone")
+    not_a_thread = _ArgCmp(0, _SCMP_CMP_MASKED_EQ, _CLONE_THREAD, 0)
+    _check(library.seccomp_rule_add_array(context, _SCMP_ACT_ERRNO | errno.EPERM, clone, 1, ctypes.byref(not_a_thread)))
+    clone3 = library.seccomp_syscall_resolve_name(b"clone3")
+    _check(library.seccomp_rule_add_array(context, _SCMP_ACT_ERRNO | errno.ENOSYS, clone3, 0, None))
