@@ -6,13 +6,15 @@ import socket
 from typing import TYPE_CHECKING
 
 import trio
+
 from kpoll.vhost.connection import Connection
 from kpoll.vhost.messages import MessageError
 from kpoll.vhost.session import Session, SessionEndedError
 
 if TYPE_CHECKING:
-    from kpoll.vhost.device import Device
     from structlog.typing import FilteringBoundLogger
+
+    from kpoll.vhost.device import Device
 
 AnySocket = socket.socket | trio.socket.SocketType | trio.SocketStream
 

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
+
 from kpoll.vhost.device import DeviceError, VringConfig
 from kpoll.vhost.features import VirtioFeature
 from kpoll.vhost.messages import MessageError
@@ -19,9 +20,10 @@ from kpoll.vhost.vring import Vring
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from structlog.typing import FilteringBoundLogger
+
     from kpoll.vhost.device import Device
     from kpoll.vhost.memory import MemoryTable
-    from structlog.typing import FilteringBoundLogger
 
 VRINGS_MAX = 256
 """What the 8-bit vring index of SET_VRING_KICK can name."""
