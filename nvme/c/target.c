@@ -185,7 +185,9 @@ int io_target_open(struct io_target *t, const char *path, bool read_only)
 	struct stat st;
 	int ret;
 
-	*t = (struct io_target){ .fd = -1, .fd_buffered = -1, .read_only = read_only, .direct = true, .mem_align = 1, .offset_align = 1 };
+	*t = (struct io_target){
+		.fd = -1, .fd_buffered = -1, .read_only = read_only, .direct = true, .mem_align = 1, .offset_align = 1
+	};
 	/* Before open(2), which would block on a FIFO and rewind a tape. */
 	if (stat(path, &st) < 0)
 		return -errno;

@@ -121,7 +121,8 @@ static unsigned uring_reap(struct io_engine *e, struct io_req **done, unsigned m
 	struct io_uring_cqe *cqe;
 	unsigned head, events = 0, n = 0;
 
-	io_uring_for_each_cqe(&u->ring, head, cqe) {
+	io_uring_for_each_cqe(&u->ring, head, cqe)
+	{
 		if (n == max)
 			break;
 		n += uring_event(u, cqe, &done[n]);

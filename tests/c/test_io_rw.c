@@ -167,7 +167,9 @@ static void one_bad_request_leaves_its_batch_alone(void)
 
 	for (unsigned i = 0; i < 16; i++) {
 		iov[i] = (struct iovec){ i % 5 == 2 ? (void *)4096 : buf + i * 4 * KIB, 4 * KIB };
-		r[i] = (struct io_req){ .op = IO_READ, .iov = &iov[i], .iovcnt = 1, .offset = i * 4 * KIB, .len = 4 * KIB };
+		r[i] = (struct io_req){
+			.op = IO_READ, .iov = &iov[i], .iovcnt = 1, .offset = i * 4 * KIB, .len = 4 * KIB
+		};
 		io_queue(e, &r[i]);
 	}
 	CHECK_EQ(io_submit_all(e) >= 0, 1);
@@ -195,7 +197,9 @@ static void thousands_of_requests_keep_their_data_apart(void)
 			uint64_t block = (round * 37 + i * 11) % (FILE_SIZE / (4 * KIB));
 
 			iov[i] = (struct iovec){ buf + i * 4 * KIB, 4 * KIB };
-			r[i] = (struct io_req){ .op = IO_READ, .iov = &iov[i], .iovcnt = 1, .offset = block * 4 * KIB, .len = 4 * KIB };
+			r[i] = (struct io_req){
+				.op = IO_READ, .iov = &iov[i], .iovcnt = 1, .offset = block * 4 * KIB, .len = 4 * KIB
+			};
 			io_queue(e, &r[i]);
 			CHECK_EQ(e->in_flight, i + 1);
 		}
