@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from kpoll.vhost.connection import Fds, Received
     from kpoll.vhost.device import Device
     from kpoll.vhost.memory import MappedRegion
+    from kpoll.vhost.messages import Header
 
 PROTOCOL_FEATURES = (
     ProtocolFeature.MQ
@@ -123,6 +124,7 @@ class Session:
 
         """
         header = received.header
+        may_ack = self._protocol_features
         with received.fds as fds:
             try:
                 request, payload = parse(header, received.payload, fds.count())
@@ -130,17 +132,13 @@ class Session:
             except (MessageError, DeviceError, OSError) as e:
                 self._log.warning("request_failed", request=header.name, error=str(e))
                 fatal = isinstance(e, MessageError) and e.fatal
-                if fatal or not self._wants_ack(header.request, need_reply=header.need_reply):
+                if fatal or not _wants_ack(header, may_ack):
                     raise SessionEndedError(f"{header.name}: {e}") from e
                 return pack_reply(header.request, FAILURE)
-        if answer is None and self._wants_ack(request, need_reply=header.need_reply):
+        # SET_PROTOCOL_FEATURES can ask for an acknowledgement whether it brings REPLY_ACK or takes it away.
+        if answer is None and _wants_ack(header, may_ack | self._protocol_features):
             answer = SUCCESS
         return b"" if answer is None else pack_reply(request, answer)
-
-    def _wants_ack(self, request: int, *, need_reply: bool) -> bool:
-        """Asked after the request has been handled, so that SET_PROTOCOL_FEATURES can ask for its own REPLY_ACK."""
-        solicits_reply = request in RULES and RULES[request].replies is not None
-        return need_reply and not solicits_reply and bool(self._protocol_features & ProtocolFeature.REPLY_ACK)
 
     # Negotiation.
 
@@ -357,6 +355,12 @@ class Session:
         Request.SET_STATUS: _set_status,
         Request.GET_STATUS: _get_status,
     }
+
+
+def _wants_ack(header: Header, protocol_features: int) -> bool:
+    """Whether NEED_REPLY is asked for, and means something: a request that has a reply gets no other."""
+    solicits_reply = header.request in RULES and RULES[header.request].replies is not None
+    return header.need_reply and not solicits_reply and bool(protocol_features & ProtocolFeature.REPLY_ACK)
 
 
 def _take(payload: VringFd, fds: Fds) -> int | None:
