@@ -355,6 +355,10 @@ def run_blk(where: str | Path | socket.socket, load: BlkLoad) -> Report:
             bench = _Bench(frontend, load, disk)
             try:
                 return trio.run(_watched, frontend, bench, load)
+            except BaseExceptionGroup as e:
+                if e.subgroup(KeyboardInterrupt):  # from inside the nursery
+                    raise KeyboardInterrupt from e
+                raise
             finally:
                 bench.close()
     except FrontendError as e:
