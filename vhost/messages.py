@@ -295,7 +295,9 @@ class MemoryRegions:
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        """Read the wire form; unused slots of the fixed array of eight may follow, as some front-ends send it whole.
+        """Read the wire form; unused slots may follow, as some front-ends send their fixed array whole.
+
+        Their arrays differ: the specification's eight slots, or two in user-mode Linux (drivers/um/vhost_user.h).
 
         Raises:
             MessageError: More than MEMORY_REGIONS_MAX regions, fewer bytes than the count says, or a bad region.
@@ -305,7 +307,8 @@ class MemoryRegions:
         count, _padding = _unpack(cls.LAYOUT, data[:head], "memory regions' head")
         if count > MEMORY_REGIONS_MAX:
             raise MessageError(f"{count} memory regions, more than {MEMORY_REGIONS_MAX}")
-        if len(data) not in (head + count * step, head + MEMORY_REGIONS_MAX * step):
+        slots, partial = divmod(len(data) - head, step)
+        if partial or not count <= slots <= MEMORY_REGIONS_MAX:
             raise MessageError(f"{count} memory regions in {len(data)} bytes")
         return cls(tuple(MemoryRegion.unpack(data[at : at + step]) for at in range(head, head + count * step, step)))
 
