@@ -47,36 +47,24 @@ struct aio {
 	uint32_t helper_ops; /* bit 1 << enum io_op: goes to the helper without asking */
 	int nowait[2];	     /* by IO_READ, IO_WRITE: RWF_NOWAIT or 0 */
 	uint32_t depth, staged;
-	struct iocb *iocbs[]; /* [0 .. staged) */
+	struct io_list waiting; /* behind them, when there is no room */
+	struct iocb *iocbs[];	/* [0 .. staged) */
 };
 
-static void aio_queue(struct io_engine *e, struct io_req *r)
+/* Fill the iocb and put it in line. There is room: staged < depth. */
+static void aio_stage(struct aio *a, struct io_req *r)
 {
 	static const uint16_t opcode[2][2] = {
 		[IO_READ] = { IOCB_CMD_PREADV, IOCB_CMD_PREAD },
 		[IO_WRITE] = { IOCB_CMD_PWRITEV, IOCB_CMD_PWRITE },
 	};
-	struct aio *a = container_of(e, struct aio, engine);
 	bool one = r->iovcnt == 1; /* spares the kernel copying an iovec */
 
-	r->done = 0;
-	r->in_helper = false;
-	if (unlikely(e->in_flight > a->depth)) {
-		io_helper_finish(e->helper, r, -EBUSY);
-		return;
-	}
-	if (unlikely((a->helper_ops >> r->op) & 1) || unlikely(io_range_misaligned(e->target, r->offset, r->len)) ||
-	    unlikely(io_iov_misaligned(e->target, r->iov, r->iovcnt)) ||
-	    /* generic_write_sync() would wait for the disk inside io_submit() */
-	    unlikely((r->flags & IO_F_DSYNC) && !e->target->direct)) {
-		io_helper_queue(e->helper, r);
-		return;
-	}
 	r->iocb = (struct iocb){
 		.aio_data = (uintptr_t)r,
 		.aio_rw_flags = a->nowait[r->op] | (r->flags & IO_F_DSYNC ? RWF_DSYNC : 0),
 		.aio_lio_opcode = opcode[r->op][one],
-		.aio_fildes = (uint32_t)e->target->fd,
+		.aio_fildes = (uint32_t)a->engine.target->fd,
 		.aio_buf = one ? (uintptr_t)r->iov->iov_base : (uintptr_t)r->iov,
 		.aio_nbytes = one ? r->iov->iov_len : r->iovcnt,
 		.aio_offset = (int64_t)r->offset,
@@ -84,6 +72,23 @@ static void aio_queue(struct io_engine *e, struct io_req *r)
 		.aio_resfd = (uint32_t)a->event_fd,
 	};
 	a->iocbs[a->staged++] = &r->iocb;
+}
+
+static void aio_queue(struct io_engine *e, struct io_req *r)
+{
+	struct aio *a = container_of(e, struct aio, engine);
+
+	r->done = 0;
+	r->in_helper = false;
+	if (unlikely((a->helper_ops >> r->op) & 1) || unlikely(io_range_misaligned(e->target, r->offset, r->len)) ||
+	    unlikely(io_iov_misaligned(e->target, r->iov, r->iovcnt)) ||
+	    /* generic_write_sync() would wait for the disk inside io_submit() */
+	    unlikely((r->flags & IO_F_DSYNC) && !e->target->direct))
+		io_helper_queue(e->helper, r);
+	else if (likely(a->staged < a->depth))
+		aio_stage(a, r);
+	else
+		io_list_push(&a->waiting, r);
 }
 
 /* RWF_NOWAIT was refused for this direction: do without, where that can block only for a moment. */
@@ -152,12 +157,14 @@ static int aio_submit(struct io_engine *e)
 	} while (unlikely(sent < n));
 
 	a->staged = n - sent;
-	e->held = a->staged;
 	if (unlikely(a->staged))
 		memmove(a->iocbs, a->iocbs + sent, a->staged * sizeof(a->iocbs[0]));
 	a->in_kernel += sent - redirected;
 	if (likely(sent > redirected))
 		aio_learn(a, sent - redirected);
+	while (unlikely(a->waiting.first) && a->staged < a->depth)
+		aio_stage(a, io_list_pop(&a->waiting));
+	e->held = a->staged;
 	return (int)sent;
 }
 

@@ -115,35 +115,26 @@ void io_helper_queue(struct io_helper *h, struct io_req *r)
 	int ret = 0;
 
 	r->in_helper = true;
+	h->here++;
 	pthread_mutex_lock(&h->lock);
 	if (h->idle <= h->pending_count && h->threads < IO_HELPER_THREADS_MAX)
 		ret = helper_spawn(h);
-	if (ret && !h->threads) {
+	if (h->threads) {
+		h->pending_count++;
+		io_list_push(&h->pending, r);
+		pthread_cond_signal(&h->wake);
 		pthread_mutex_unlock(&h->lock);
-		io_helper_finish(h, r, ret);
-		return;
+	} else { /* not even one: the request fails with what pthread_create(3) said */
+		r->res = ret;
+		done_push(h, r);
+		pthread_mutex_unlock(&h->lock);
+		done_signal(h);
 	}
-	h->here++;
-	h->pending_count++;
-	io_list_push(&h->pending, r);
-	pthread_cond_signal(&h->wake);
-	pthread_mutex_unlock(&h->lock);
-}
-
-void io_helper_finish(struct io_helper *h, struct io_req *r, int res)
-{
-	r->in_helper = false;
-	r->res = res;
-	h->here++;
-	pthread_mutex_lock(&h->lock);
-	done_push(h, r);
-	pthread_mutex_unlock(&h->lock);
-	done_signal(h);
 }
 
 unsigned io_helper_reap(struct io_helper *h, struct io_req **done, unsigned max, struct io_stats *stats)
 {
-	unsigned n = 0, helped = 0;
+	unsigned n = 0;
 
 	if (likely(!h->here) || !load_acquire(&h->done.first)) /* pairs with store_release in done_push() */
 		return 0;
@@ -152,12 +143,11 @@ unsigned io_helper_reap(struct io_helper *h, struct io_req **done, unsigned max,
 		struct io_req *r = h->done.first;
 
 		store_release(&h->done.first, r->next);
-		helped += r->in_helper;
 		done[n++] = r;
 	}
 	pthread_mutex_unlock(&h->lock);
 	h->here -= n;
-	count_add(&stats->helped, helped);
+	count_add(&stats->helped, n);
 	return n;
 }
 

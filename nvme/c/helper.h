@@ -18,9 +18,6 @@ void io_helper_destroy(struct io_helper *h);
 /* io_helper_queue() - Have a thread carry out @r, from r->done on, with blocking calls (sync.h) */
 void io_helper_queue(struct io_helper *h, struct io_req *r);
 
-/* io_helper_finish() - Let @r come back with @res without having been anywhere */
-void io_helper_finish(struct io_helper *h, struct io_req *r, int res);
-
 /* io_helper_reap() - Collect what is finished, at most @max, and count into @stats; no lock, no atomic while nothing is here */
 unsigned io_helper_reap(struct io_helper *h, struct io_req **done, unsigned max, struct io_stats *stats);
 

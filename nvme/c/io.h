@@ -94,7 +94,7 @@ struct io_engine {
 /**
  * io_engine_create() - Make an engine
  * @name:	"aio", "io_uring" or "null"
- * @depth:	Most requests in flight at once (1..65536); one more comes back with -EBUSY
+ * @depth:	Most requests that the kernel is to hold at once (1..65536); more of them wait in the engine
  *
  * Return: 0; -EINVAL for an unknown name or depth; -ENOSYS/-EPERM where the kernel or a container's policy has no io_uring;
  * -EAGAIN when fs.aio-max-nr is used up; -ENOMEM

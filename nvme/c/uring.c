@@ -27,6 +27,7 @@ struct uring {
 	bool ring_open;
 	int event_fd;
 	uint32_t depth;
+	uint32_t in_kernel; /* entries made and not reaped, at most depth */
 	uint32_t staged_count;
 	struct io_list staged;
 };
@@ -37,10 +38,6 @@ static void uring_queue(struct io_engine *e, struct io_req *r)
 
 	r->done = 0;
 	r->in_helper = false;
-	if (unlikely(e->in_flight > u->depth)) {
-		io_helper_finish(e->helper, r, -EBUSY);
-		return;
-	}
 	if (unlikely(r->op > IO_WRITE) || unlikely(r->len > INT32_MAX) || /* sqe->len, cqe->res */
 	    unlikely(io_range_misaligned(e->target, r->offset, r->len)) ||
 	    unlikely(io_iov_misaligned(e->target, r->iov, r->iovcnt))) {
@@ -81,17 +78,20 @@ static int uring_submit(struct io_engine *e)
 		struct io_uring_sqe *sqe;
 
 		full = false;
-		while (u->staged.first) {
+		while (u->staged.first && u->in_kernel < u->depth) {
 			sqe = io_uring_get_sqe(&u->ring);
 			full = !sqe;
 			if (full)
 				break;
 			uring_prep(sqe, io_list_pop(&u->staged));
 			u->staged_count--;
+			u->in_kernel++;
 		}
+		if (!io_uring_sq_ready(&u->ring))
+			break; /* the kernel has as many as the completion queue holds */
 		count_add(&e->stats.submits, 1);
-		if (io_uring_submit(&u->ring) < 0) /* EAGAIN, EBUSY: entries stay where they are, for the next time */
-			break;
+		if (io_uring_submit(&u->ring) < 0)
+			break; /* EAGAIN, EBUSY: entries stay where they are, for the next time */
 	} while (full);
 	e->held = u->staged_count + io_uring_sq_ready(&u->ring);
 	return (int)(before - e->held);
@@ -130,6 +130,7 @@ static unsigned uring_reap(struct io_engine *e, struct io_req **done, unsigned m
 	}
 	if (events)
 		io_uring_cq_advance(&u->ring, events);
+	u->in_kernel -= events;
 	n += io_helper_reap(e->helper, done + n, max - n, &e->stats);
 	count_add(&e->stats.completions, n);
 	return n;
