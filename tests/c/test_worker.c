@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* test_worker.c - a worker thread: queues come and go under load, nothing is lost, idleness costs nothing */
+#include <poll.h>
+#include <pthread.h>
+#include <sys/eventfd.h>
+
+#include "backend/c/worker.h"
+#include "disk.h"
+#include "kernel/c/atomics.h"
+
+static struct blk_dev *dev;
+static struct blk_lane *lane;
+static struct worker *worker;
+static pthread_t thread;
+
+static void *run(void *arg)
+{
+	CHECK_EQ(worker_run(arg), 0);
+	return NULL;
+}
+
+static void start(const char *engine, int strategy)
+{
+	dev = disk_make(NULL);
+	CHECK_EQ(blk_lane_create(&lane, dev, engine, 256), 0);
+	CHECK_EQ(worker_create(&worker, strategy, 50), 0);
+	CHECK_EQ(worker_add_lane(worker, lane), 0);
+	CHECK_EQ(pthread_create(&thread, NULL, run, worker), 0);
+}
+
+static void stop(void)
+{
+	CHECK_EQ(worker_stop(worker), 0);
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+	worker_destroy(worker);
+	blk_lane_destroy(lane);
+	disk_free(dev);
+}
+
+/* Wait, as the steering thread does, until the worker announced the state. */
+static void await_state(const struct client *c, enum queue_state state)
+{
+	struct pollfd event = { .fd = worker_event_fd(worker), .events = POLLIN };
+	uint64_t count;
+
+	while (blk_queue_state(c->queue) != (int)state) {
+		CHECK(poll(&event, 1, 10000) == 1);
+		CHECK(read(event.fd, &count, 8) == 8);
+	}
+}
+
+struct guest {
+	struct client c;
+	int kick, call;
+};
+
+static void guest_start(struct guest *g, uint16_t index, uint64_t features)
+{
+	g->kick = eventfd(0, EFD_NONBLOCK);
+	g->call = eventfd(0, EFD_NONBLOCK);
+	client_make(&g->c, dev, index, 64, features, g->kick, g->call);
+	CHECK_EQ(worker_start_queue(worker, lane, g->c.queue, g->kick), 0);
+	await_state(&g->c, QUEUE_RUNNING);
+}
+
+static void guest_stop(struct guest *g)
+{
+	CHECK_EQ(worker_stop_queue(worker, g->c.queue), 0);
+	await_state(&g->c, QUEUE_STOPPED);
+	CHECK_EQ(blk_queue_in_flight(g->c.queue), 0);
+}
+
+static void guest_free(struct guest *g)
+{
+	client_free(&g->c);
+	close(g->kick);
+	close(g->call);
+}
+
+/* One request, asleep until the device calls: the way of a guest's kernel. */
+static void ask_asleep(struct guest *g)
+{
+	struct pollfd call = { .fd = g->call, .events = POLLIN };
+	struct driver_used used;
+	uint64_t count;
+
+	client_add(&g->c, 0, VIRTIO_BLK_T_IN, 0, 0, 4096);
+	CHECK(driver_publish(g->c.driver) >= 0);
+	while (driver_poll_used(g->c.driver, &used, 1) == 0) {
+		if (driver_interrupts_on(g->c.driver))
+			continue;
+		CHECK(poll(&call, 1, 10000) == 1); /* a lost call would end here */
+		CHECK(read(g->call, &count, 8) == 8);
+	}
+	CHECK_EQ(*client_status(&g->c, 0), VIRTIO_BLK_S_OK);
+}
+
+static const uint64_t rings[] = {
+	0,
+	1ull << VIRTIO_RING_F_EVENT_IDX,
+	1ull << VIRTIO_F_RING_PACKED,
+	1ull << VIRTIO_F_RING_PACKED | 1ull << VIRTIO_RING_F_EVENT_IDX,
+};
+
+static void neither_kick_nor_call_is_lost_on_any_ring(void)
+{
+	for (int strategy = WAIT_OFF; strategy <= WAIT_USER; strategy++) {
+		for (unsigned r = 0; r < 4; r++) {
+			struct guest g;
+
+			start("null", strategy);
+			guest_start(&g, 0, rings[r]);
+			for (int i = 0; i < 5000; i++)
+				ask_asleep(&g);
+			guest_stop(&g);
+			guest_free(&g);
+			stop();
+		}
+	}
+}
+
+static void a_stopped_queue_goes_on_where_it_was(void)
+{
+	struct guest g;
+	struct virtq_config cfg;
+	struct driver_layout at;
+
+	start("null", WAIT_USER);
+	guest_start(&g, 0, rings[3]);
+	CHECK_EQ(driver_lay_out(&at, 64, rings[3], 16), 0);
+	for (int i = 0; i < 200; i++) {
+		ask_asleep(&g);
+		guest_stop(&g);
+		cfg = (struct virtq_config){ .size = 64, .features = rings[3], .call_fd = g.call, .err_fd = -1 };
+		cfg.desc_uva = DISK_UVA + at.desc;
+		cfg.avail_uva = DISK_UVA + at.avail;
+		cfg.used_uva = DISK_UVA + at.used;
+		cfg.base = virtq_base(blk_queue_virtq(g.c.queue));
+		CHECK_EQ(blk_queue_bind(g.c.queue, &cfg, g.c.table), 0);
+		CHECK_EQ(worker_start_queue(worker, lane, g.c.queue, g.kick), 0);
+		await_state(&g.c, QUEUE_RUNNING);
+	}
+	guest_stop(&g);
+	guest_free(&g);
+	stop();
+}
+
+static void a_broken_queue_is_announced_and_the_others_go_on(void)
+{
+	struct driver_buf bad = { DRIVER_MEMORY, 16 };
+	struct guest broken, good;
+
+	start("null", WAIT_OFF);
+	guest_start(&broken, 0, 0);
+	guest_start(&good, 1, 0);
+	CHECK_EQ(driver_add(broken.c.driver, &bad, 1, 0, 0), 0);
+	CHECK(driver_publish(broken.c.driver) >= 0);
+	await_state(&broken.c, QUEUE_BROKEN);
+	for (int i = 0; i < 100; i++)
+		ask_asleep(&good);
+	guest_stop(&broken);
+	guest_stop(&good);
+	guest_free(&broken);
+	guest_free(&good);
+	stop();
+}
+
+static void a_queue_without_a_kick_descriptor_is_polled(void)
+{
+	struct guest g;
+	struct driver_used used;
+
+	start("null", WAIT_OFF);
+	g.kick = -1;
+	g.call = eventfd(0, EFD_NONBLOCK);
+	client_make(&g.c, dev, 0, 64, 0, -1, g.call);
+	CHECK_EQ(worker_start_queue(worker, lane, g.c.queue, -1), 0);
+	await_state(&g.c, QUEUE_RUNNING);
+	client_add(&g.c, 0, VIRTIO_BLK_T_IN, 0, 0, 512);
+	driver_publish(g.c.driver);
+	while (driver_poll_used(g.c.driver, &used, 1) == 0)
+		cpu_relax();
+	guest_stop(&g);
+	guest_free(&g);
+	stop();
+}
+
+static void a_kick_descriptor_that_cannot_be_watched_breaks_the_queue(void)
+{
+	FILE *file = tmpfile();
+	struct guest g = { .call = -1 };
+
+	start("null", WAIT_OFF);
+	g.kick = dup(fileno(file));
+	client_make(&g.c, dev, 0, 64, 0, -1, -1);
+	CHECK_EQ(worker_start_queue(worker, lane, g.c.queue, g.kick), 0);
+	await_state(&g.c, QUEUE_BROKEN);
+	guest_stop(&g);
+	guest_free(&g);
+	fclose(file);
+	stop();
+}
+
+static void stopping_what_never_started_is_answered(void)
+{
+	struct client c;
+
+	start("null", WAIT_OFF);
+	client_make(&c, dev, 0, 64, 0, -1, -1);
+	blk_queue_set_state(c.queue, QUEUE_BROKEN);
+	CHECK_EQ(worker_stop_queue(worker, c.queue), 0);
+	await_state(&c, QUEUE_STOPPED);
+	client_free(&c);
+	stop();
+}
+
+static void leaving_finishes_what_is_in_flight(void)
+{
+	struct guest g;
+	struct driver_used used;
+	int came_back = 0;
+
+	start("null", WAIT_USER);
+	guest_start(&g, 0, 0);
+	for (unsigned i = 0; i < 16; i++)
+		client_add(&g.c, i, VIRTIO_BLK_T_FLUSH, 0, 0, 0);
+	driver_publish(g.c.driver);
+	while (blk_queue_stats(g.c.queue)->requests[BLK_FLUSH] == 0)
+		cpu_relax();
+	stop(); /* with the queue running */
+	CHECK_EQ(blk_queue_state(g.c.queue), QUEUE_STOPPED);
+	CHECK_EQ(blk_queue_in_flight(g.c.queue), 0);
+	while (driver_poll_used(g.c.driver, &used, 1) == 1)
+		came_back++;
+	/* All that was popped was answered; what was not popped is still in the ring for a successor. */
+	CHECK_EQ(came_back, (int)virtq_base(blk_queue_virtq(g.c.queue)));
+	guest_free(&g);
+}
+
+static void idle_costs_nothing(void)
+{
+	struct worker_stats before, after;
+	struct guest g;
+
+	start("null", WAIT_USER);
+	guest_start(&g, 0, rings[1]);
+	ask_asleep(&g);
+	do { /* it has gone to sleep once its CPU clock stands still */
+		worker_stats(worker, &before);
+		poll(NULL, 0, 50);
+		worker_stats(worker, &after);
+	} while (after.cpu_ns != before.cpu_ns);
+	poll(NULL, 0, 500);
+	worker_stats(worker, &after);
+	CHECK_EQ(after.cpu_ns, before.cpu_ns);
+	CHECK_EQ(after.wait.sleeps, before.wait.sleeps);
+	guest_stop(&g);
+	guest_free(&g);
+	stop();
+}
+
+int main(void)
+{
+	alarm(240);
+	RUN(neither_kick_nor_call_is_lost_on_any_ring);
+	RUN(a_stopped_queue_goes_on_where_it_was);
+	RUN(a_broken_queue_is_announced_and_the_others_go_on);
+	RUN(a_queue_without_a_kick_descriptor_is_polled);
+	RUN(a_kick_descriptor_that_cannot_be_watched_breaks_the_queue);
+	RUN(stopping_what_never_started_is_answered);
+	RUN(leaving_finishes_what_is_in_flight);
+	RUN(idle_costs_nothing);
+	return 0;
+}
