@@ -19,9 +19,9 @@
 #include <x86intrin.h>
 #endif
 
-/* One plain access, exactly once: the compiler may neither repeat, split nor invent it. */
-#define READ_ONCE(x) (*(const volatile __typeof__(x) *)&(x))
-#define WRITE_ONCE(x, v) (*(volatile __typeof__(x) *)&(x) = (v))
+/* One access of a scalar, exactly once: the compiler may neither repeat, split nor invent it. */
+#define READ_ONCE(x) __atomic_load_n(&(x), __ATOMIC_RELAXED)
+#define WRITE_ONCE(x, v) __atomic_store_n(&(x), (v), __ATOMIC_RELAXED)
 
 /*
  * Copy out of memory that somebody else may be writing: after this the compiler can't go back and read it again,

@@ -225,7 +225,7 @@ static void leaving_finishes_what_is_in_flight(void)
 	for (unsigned i = 0; i < 16; i++)
 		client_add(&g.c, i, VIRTIO_BLK_T_FLUSH, 0, 0, 0);
 	driver_publish(g.c.driver);
-	while (blk_queue_stats(g.c.queue)->requests[BLK_FLUSH] == 0)
+	while (load_relaxed(&blk_queue_stats(g.c.queue)->requests[BLK_FLUSH]) == 0)
 		cpu_relax();
 	stop(); /* with the queue running */
 	CHECK_EQ(blk_queue_state(g.c.queue), QUEUE_STOPPED);
