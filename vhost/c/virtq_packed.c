@@ -35,6 +35,15 @@ static void look_at_next(struct virtq *q)
 	q->next.val = q->avail_wrap ? AVAIL : USED;
 }
 
+/*
+ * Has the ring been gone through with the wrap counter at 1? The driver then left AVAIL set in its last slot (§2.8.1),
+ * and nothing written there since by either side with that counter clears it.
+ */
+static bool lap_completed(const struct virtq *q)
+{
+	return READ_ONCE(q->ring[q->size - 1].flags) & AVAIL;
+}
+
 int virtq_packed_init(struct virtq *q, const struct virtq_config *cfg, const struct mem_table *mem)
 {
 	if (cfg->desc_uva % 16 || cfg->avail_uva % 4 || cfg->used_uva % 4)
@@ -48,6 +57,12 @@ int virtq_packed_init(struct virtq *q, const struct virtq_config *cfg, const str
 		return -EINVAL;
 	q->avail_idx = cfg->base & 0x7fff;
 	q->avail_wrap = cfg->base >> 15 & 1;
+	/*
+	 * User-mode Linux starts packed rings with a plain 0, as if they were split. Slot 0 with the counter at 0 would
+	 * come after a lap with the counter at 1; where there was none, the ring is new and its counter 1 (§2.8.1).
+	 */
+	if (cfg->base == 0 && !lap_completed(q))
+		q->avail_wrap = true;
 	if (q->avail_idx >= q->size)
 		return -EINVAL;
 	/* Queues stop with nothing in flight, so used stands where avail stands; some front-ends leave its half zero. */
