@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 import signal
 import tempfile
+import textwrap
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import click
 import trio
 from rich.console import Console
-from rich.syntax import Syntax
+from rich.markup import escape
 from rich.table import Table
 
 from tests.vm.daemon import Daemon, Metrics, kpoll_blk
@@ -60,7 +61,7 @@ class Demo:
 
     def show(self, command: str) -> None:
         """Show what is run, as it could be typed."""
-        self.console.print(Syntax(command, "bash", word_wrap=True, background_color="default"))
+        self.console.print(f"[yellow]{escape(textwrap.indent(command, '   $ '))}[/]", highlight=False, soft_wrap=True)
 
     def check(self, holds: bool, what: str) -> None:
         """Tell that something held, or end the demo.
@@ -87,7 +88,7 @@ class Demo:
         self.show(command)
         output = await guest.run(command)
         for line in output.splitlines():
-            self.console.print(f"   [dim]{line}[/]", highlight=False)
+            self.console.print(f"   [dim]{escape(line)}[/]", highlight=False, soft_wrap=True)
         return output
 
 
@@ -116,7 +117,7 @@ async def fill(demo: Demo, guest: Guest) -> None:
     await demo.run(
         guest,
         f"for n in $(seq {FILES}); do\n"
-        f"  dd if=/dev/urandom of=/mnt/file$n bs=1M count={FILE_MIB} conv=fsync 2>/dev/null\n"
+        f"  dd if=/dev/urandom of=/mnt/file$n bs=1M count={FILE_MIB} conv=fsync status=none\n"
         "done\n"
         "cd /mnt && sha256sum file* > SHA256SUMS && sync",
     )
@@ -136,7 +137,7 @@ async def fill(demo: Demo, guest: Guest) -> None:
     before = allocated(demo.image)
     await demo.run(
         guest,
-        f"cd /mnt && rm speed $(seq -f file%g {FILES // 2 + 1} {FILES})\n"
+        f"cd /mnt && rm speed {' '.join(f'file{n}' for n in range(FILES // 2 + 1, FILES + 1))}\n"
         f"head -n {FILES // 2} SHA256SUMS > keep && mv keep SHA256SUMS\nsync && fstrim -v /mnt",
     )
     freed = before - allocated(demo.image)

@@ -68,7 +68,7 @@ async def test_what_every_cpu_wrote_is_on_the_host(
         assert len((await guest.run("ls /sys/block/vda/mq")).split()) == queues
 
         wrote = await guest.run(f"""
-            dd if=/dev/urandom of=/tmp/random bs=1M count={part * queues // MIB} 2>/dev/null
+            dd if=/dev/urandom of=/tmp/random bs=1M count={part * queues // MIB} status=none
             cpu=0
             while [ $cpu -lt {queues} ]; do
                 taskset $((1 << cpu)) dd if=/tmp/random of=/dev/vda bs=64k count=64 skip=$((cpu * 64)) \\
@@ -81,7 +81,7 @@ async def test_what_every_cpu_wrote_is_on_the_host(
         written = wrote.split()[0]
         assert sha256(image, 0, part * queues) == written
         read = await guest.run(
-            f"dd if=/dev/vda bs=4k count={part * queues // 4096} iflag=direct 2>/dev/null | sha256sum"
+            f"dd if=/dev/vda bs=4k count={part * queues // 4096} iflag=direct status=none | sha256sum"
         )
         assert read.split()[0] == written
         await no_io_errors(guest)
@@ -101,10 +101,10 @@ async def test_the_largest_ring_and_requests_of_many_pieces(tmp_path: Path, imag
     """A ring of QEMU's maximum, 1024 entries, with requests of a megabyte."""
     async with kpoll_blk(tmp_path, image) as daemon, qemu(qemu_disk(daemon.socket, queue_size=1024)) as guest:
         written = await guest.run("""
-            dd if=/dev/urandom of=/tmp/random bs=1M count=32 2>/dev/null
-            dd if=/tmp/random of=/dev/vda bs=1M oflag=direct conv=fsync 2>/dev/null
+            dd if=/dev/urandom of=/tmp/random bs=1M count=32 status=none
+            dd if=/tmp/random of=/dev/vda bs=1M oflag=direct conv=fsync status=none
             sha256sum < /tmp/random
-            dd if=/dev/vda bs=1M count=32 iflag=direct 2>/dev/null | cmp - /tmp/random""")
+            dd if=/dev/vda bs=1M count=32 iflag=direct status=none | cmp - /tmp/random""")
         assert sha256(image, 0, 32 * MIB) == written.split()[0]
         await no_io_errors(guest)
 
@@ -113,11 +113,11 @@ async def test_the_largest_ring_and_requests_of_many_pieces(tmp_path: Path, imag
 async def test_discard_gives_space_back_to_the_host(tmp_path: Path, image: Path) -> None:
     """What the guest discards becomes a hole in the image, and reads as zeros."""
     async with kpoll_blk(tmp_path, image) as daemon, qemu(qemu_disk(daemon.socket)) as guest:
-        await guest.run("dd if=/dev/urandom of=/dev/vda bs=1M count=32 oflag=direct conv=fsync 2>/dev/null")
+        await guest.run("dd if=/dev/urandom of=/dev/vda bs=1M count=32 oflag=direct conv=fsync status=none")
         full = allocated(image)
         await guest.run(f"blkdiscard -o {8 * MIB} -l {16 * MIB} /dev/vda")
         assert allocated(image) <= full - 16 * MIB
-        await guest.run("dd if=/dev/vda bs=1M skip=8 count=16 iflag=direct 2>/dev/null | cmp -n 16777216 - /dev/zero")
+        await guest.run("dd if=/dev/vda bs=1M skip=8 count=16 iflag=direct status=none | cmp -n 16777216 - /dev/zero")
         assert (await daemon.metrics()).total("kpoll_requests_total", op="discard") > 0
         await no_io_errors(guest)
 
@@ -127,10 +127,10 @@ async def test_discard_gives_space_back_to_the_host(tmp_path: Path, image: Path)
 async def test_write_zeroes_with_and_without_unmap(tmp_path: Path, image: Path, how: str, keeps_space: bool) -> None:
     """Linux asks for zeros that may be unmapped (punch hole) and for zeros that may not (zero range)."""
     async with kpoll_blk(tmp_path, image) as daemon, qemu(qemu_disk(daemon.socket)) as guest:
-        await guest.run("dd if=/dev/urandom of=/dev/vda bs=1M count=32 oflag=direct conv=fsync 2>/dev/null")
+        await guest.run("dd if=/dev/urandom of=/dev/vda bs=1M count=32 oflag=direct conv=fsync status=none")
         full = allocated(image)
         await guest.run(f"fallocate {how} -o {4 * MIB} -l {8 * MIB} /dev/vda")
-        await guest.run("dd if=/dev/vda bs=1M skip=4 count=8 iflag=direct 2>/dev/null | cmp -n 8388608 - /dev/zero")
+        await guest.run("dd if=/dev/vda bs=1M skip=4 count=8 iflag=direct status=none | cmp -n 8388608 - /dev/zero")
         assert (allocated(image) > full - MIB) is keeps_space
         assert (await daemon.metrics()).total("kpoll_requests_total", op="write_zeroes") > 0
         await no_io_errors(guest)
@@ -144,8 +144,8 @@ async def test_a_grown_image_reaches_the_running_guest(tmp_path: Path, image: Pa
         await guest.begin(f"""
             echo watching
             until [ "$(cat /sys/block/vda/size)" = {2 * SIZE // SECTOR} ]; do :; done
-            dd if=/dev/urandom of=/tmp/last bs=1M count=1 2>/dev/null
-            dd if=/tmp/last of=/dev/vda bs=1M seek={2 * SIZE // MIB - 1} oflag=direct conv=fsync 2>/dev/null
+            dd if=/dev/urandom of=/tmp/last bs=1M count=1 status=none
+            dd if=/tmp/last of=/dev/vda bs=1M seek={2 * SIZE // MIB - 1} oflag=direct conv=fsync status=none
             sha256sum < /tmp/last""")
         await guest.says("watching")
         with image.open("r+b") as file:
@@ -180,7 +180,7 @@ async def test_a_second_guest_is_served_after_the_first_has_left(tmp_path: Path,
             )
             await guest.power_off()
         async with qemu(qemu_disk(daemon.socket, packed=True)) as guest:
-            assert await guest.run("dd if=/dev/vda bs=4k count=1 iflag=direct 2>/dev/null | sha256sum") == written
+            assert await guest.run("dd if=/dev/vda bs=4k count=1 iflag=direct status=none | sha256sum") == written
             await guest.power_off()
         assert await daemon.stop() == 0
 
@@ -194,7 +194,7 @@ async def test_a_guest_killed_in_the_middle_of_writing_leaves_a_daemon_that_serv
         async with qemu(qemu_disk(daemon.socket, queues=4), cpus=4) as guest:
             await guest.begin("""
                 for cpu in 1 2 4 8; do
-                    (while :; do taskset $cpu dd if=/dev/zero of=/dev/vda bs=64k oflag=direct 2>/dev/null || :; done) &
+                    (while :; do taskset $cpu dd if=/dev/zero of=/dev/vda bs=64k oflag=direct status=none || :; done) &
                 done
                 until [ "$(awk '{ print $7 }' /sys/block/vda/stat)" -gt 65536 ]; do :; done
                 echo busy
@@ -202,7 +202,7 @@ async def test_a_guest_killed_in_the_middle_of_writing_leaves_a_daemon_that_serv
             await guest.says("busy")
             guest.child.signal(signal.SIGKILL)
         async with qemu(qemu_disk(daemon.socket)) as guest:
-            await guest.run("dd if=/dev/vda bs=1M count=8 iflag=direct of=/dev/null 2>/dev/null")
+            await guest.run("dd if=/dev/vda bs=1M count=8 iflag=direct of=/dev/null status=none")
             await no_io_errors(guest)
         assert await daemon.stop() == 0
 
@@ -216,11 +216,11 @@ async def test_sigterm_finishes_what_is_in_flight_and_the_guest_goes_on_with_the
     devices += ["-device", "vhost-user-blk-pci,chardev=disk,num-queues=1"]
     async with kpoll_blk(tmp_path, image) as first, qemu(devices) as guest:
         await guest.begin("""
-            dd if=/dev/urandom of=/tmp/random bs=1M count=16 2>/dev/null
-            dd if=/tmp/random of=/dev/vda bs=4k count=1024 oflag=direct conv=notrunc 2>/dev/null
+            dd if=/dev/urandom of=/tmp/random bs=1M count=16 status=none
+            dd if=/tmp/random of=/dev/vda bs=4k count=1024 oflag=direct conv=notrunc status=none
             echo writing
-            dd if=/tmp/random of=/dev/vda bs=4k oflag=direct conv=notrunc,fsync 2>/dev/null
-            dd if=/dev/vda bs=64k count=256 iflag=direct 2>/dev/null | cmp - /tmp/random
+            dd if=/tmp/random of=/dev/vda bs=4k oflag=direct conv=notrunc,fsync status=none
+            dd if=/dev/vda bs=64k count=256 iflag=direct status=none | cmp - /tmp/random
             sha256sum < /tmp/random""")
         await guest.says("writing")
         with trio.fail_after(2):
@@ -238,10 +238,10 @@ async def test_an_idle_guest_costs_nothing(tmp_path: Path, image: Path, poll: st
     """With a connected guest that does no I/O, the daemon takes under 0.2 % of a CPU and never wakes up by itself."""
     window_s = 5
     async with kpoll_blk(tmp_path, image, "--poll", poll) as daemon, qemu(qemu_disk(daemon.socket)) as guest:
-        await guest.run("dd if=/dev/vda bs=4k count=1024 iflag=direct of=/dev/null 2>/dev/null")
+        await guest.run("dd if=/dev/vda bs=4k count=1024 iflag=direct of=/dev/null status=none")
         before = daemon.cost()
         await trio.sleep(window_s)  # the measurement itself, not a wait for something to happen
         used = daemon.cost() - before
         assert used.cpu_s < 0.002 * window_s
         assert used.sleeps == 0
-        await guest.run("dd if=/dev/vda bs=4k count=1 iflag=direct of=/dev/null 2>/dev/null")
+        await guest.run("dd if=/dev/vda bs=4k count=1 iflag=direct of=/dev/null status=none")

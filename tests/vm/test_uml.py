@@ -39,9 +39,9 @@ async def test_what_the_guest_wrote_is_on_the_host_and_reads_back(
         uml(daemon.socket) as guest,
     ):
         wrote = await guest.run("""
-            dd if=/dev/urandom of=/tmp/random bs=1M count=32 2>/dev/null
-            dd if=/tmp/random of=/dev/vda bs=64k oflag=direct conv=fsync 2>/dev/null
-            dd if=/dev/vda bs=4k count=8192 iflag=direct 2>/dev/null | cmp - /tmp/random
+            dd if=/dev/urandom of=/tmp/random bs=1M count=32 status=none
+            dd if=/tmp/random of=/dev/vda bs=64k oflag=direct conv=fsync status=none
+            dd if=/dev/vda bs=4k count=8192 iflag=direct status=none | cmp - /tmp/random
             sha256sum < /tmp/random""")
         assert hashlib.sha256(image.read_bytes()[: 32 * MIB]).hexdigest() == wrote.split()[0]
         await guest.power_off()
@@ -57,7 +57,7 @@ async def test_a_file_system_survives_the_guest_and_the_daemon(tmp_path: Path, i
             ,,' | sfdisk -q /dev/vda
             mkfs.ext4 -q /dev/vda1
             mount /dev/vda1 /mnt
-            for n in 1 2 3 4; do dd if=/dev/urandom of=/mnt/$n bs=1M count=4 conv=fsync 2>/dev/null; done
+            for n in 1 2 3 4; do dd if=/dev/urandom of=/mnt/$n bs=1M count=4 conv=fsync status=none; done
             rm /mnt/4
             fstrim /mnt
             cd /mnt && sha256sum 1 2 3 > sums
