@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kpoll.vhost._core import ffi, lib
 from kpoll.vhost.device import Device, DeviceError
 
-from .blk_config import WRITEBACK_OFFSET, BlkFeature, config_space, device_features, writes_back
+from .blk_config import WRITEBACK_OFFSET, config_space, device_features, writes_back
 from .blk_queue import BlkQueue
 from .errors import KpollError
 from .worker import Worker
@@ -39,13 +39,16 @@ class BlkDevice(Device):
 
     """
 
-    def __init__(self, disk: Disk, queues: tuple[BlkQueue, ...], workers: tuple[Worker, ...]) -> None:
+    def __init__(
+        self, disk: Disk, queues: tuple[BlkQueue, ...], workers: tuple[Worker, ...], log: FilteringBoundLogger
+    ) -> None:
         """Put the parts together; queue i already belongs to worker i modulo their number."""
         self.disk = disk
         self.queues = queues
         self.workers = workers
         self.num_queues = len(queues)
         self.queue_size_max = int(lib.VIRTQ_SIZE_MAX)
+        self._log = log
         self._features = device_features(disk.limits)
         self._negotiated = 0
         self._writeback = _WRITEBACK_RESET
@@ -67,8 +70,10 @@ class BlkDevice(Device):
         """Write struct virtio_blk_config: `writeback` may change, all else has to stay as it is.
 
         A front-end may write one byte or the whole space (as it does on migration), so what counts is the outcome.
+        Any value but 0 means writeback, as QEMU has it; a driver that writes the field without having negotiated
+        CONFIG_WCE breaks a rule (virtio 1.2 §5.2.5.1) but nothing else, since the field then counts for nothing.
 
-        Raises DeviceError when anything else would change, or `writeback` to something else than 0 or 1.
+        Raises DeviceError when anything else would change.
         """
         del flags
         wanted = bytearray(self._config())
@@ -76,11 +81,9 @@ class BlkDevice(Device):
             raise DeviceError("write beyond the configuration space")
         wanted[offset : offset + len(data)] = data
         writeback = wanted[WRITEBACK_OFFSET]
-        if writeback > 1 or wanted != self._config(writeback):
-            raise DeviceError("only writeback, 0 or 1, may be written in the configuration space")
-        if writeback != self._writeback and not self._negotiated & BlkFeature.VIRTIO_BLK_F_CONFIG_WCE:
-            raise DeviceError("writeback can't be written: VIRTIO_BLK_F_CONFIG_WCE wasn't negotiated")
-        self._writeback = writeback
+        if wanted != self._config(writeback):
+            raise DeviceError("only writeback may be written in the configuration space")
+        self._writeback = int(writeback != 0)
         self._apply_cache_mode()
 
     def set_features(self, features: int) -> None:
@@ -118,7 +121,10 @@ class BlkDevice(Device):
             await queue.worker.stop_queue(queue)
 
     def _apply_cache_mode(self) -> None:
-        self.disk.write_back = writes_back(self._negotiated, self._writeback)
+        write_back = writes_back(self._negotiated, self._writeback)
+        if write_back != self.disk.write_back and self.connected:
+            self._log.info("cache_mode", write_back=write_back)
+        self.disk.write_back = write_back
 
     def _config(self, writeback: int | None = None) -> bytes:
         return config_space(
@@ -160,4 +166,4 @@ def open_device(config: BlkConfig, disk: Disk, log: FilteringBoundLogger) -> Ite
             _make_queue(disk, index, lanes[index % len(lanes)], workers[index % len(workers)], stack)
             for index in range(config.num_queues)
         ]
-        yield BlkDevice(disk, tuple(queues), tuple(workers))
+        yield BlkDevice(disk, tuple(queues), tuple(workers), log)

@@ -6,6 +6,7 @@ Whatever goes wrong ends as one line on stderr: exit code 2 when the command lin
 from __future__ import annotations
 
 import json
+import os
 import sys
 from importlib.metadata import version
 from typing import Any, Final
@@ -28,6 +29,8 @@ from .config import (
     parse_size,
 )
 from .errors import KpollError, UsageError
+
+INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 
 # QEMU's "Backend program conventions" (docs/interop/vhost-user.rst) and vhost-user.json.
 CAPABILITIES: Final = {"type": "block", "features": ["read-only", "blk-file"]}
@@ -180,32 +183,32 @@ def blk_config(**options: Any) -> BlkConfig:
 
 def _run(command: click.Command, name: str) -> int:
     """Run a command, and turn what it raises into one line and an exit code."""
-    where = name
     try:
         result = command.main(prog_name=name, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
-        return 2
-    except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx else name
-        return _fail(where, " ".join(error.format_message().split()), error.exit_code)
+        return error.exit_code
     except click.ClickException as error:
-        return _fail(where, error.format_message(), error.exit_code)
+        context = getattr(error, "ctx", None)
+        return _fail(context.command_path if context else name, error.format_message(), error.exit_code)
     except KpollError as error:
-        command_path = name if name != "kpoll" else " ".join(["kpoll", *_subcommand()])
-        return _fail(command_path, str(error), error.exit_code)
+        return _fail(" ".join([name, *_subcommand(command)]), str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        return 130
+        return INTERRUPTED
+    except BrokenPipeError:  # `kpoll --help | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return result if isinstance(result, int) else 0
 
 
-def _subcommand() -> list[str]:
-    return [word for word in sys.argv[1:2] if not word.startswith("-")]
+def _subcommand(command: click.Command) -> list[str]:
+    """Return the words of the command line that name the subcommand which ran."""
+    return sys.argv[1:2] if isinstance(command, click.Group) else []
 
 
 def _fail(where: str, message: str, code: int) -> int:
     line = message.encode(errors="backslashreplace").decode()  # file names need not be text
-    click.echo(f"{where}: {' '.join(line.splitlines())}", err=True)
+    click.echo(f"{where}: {' '.join(line.split())}", err=True)
     return code
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 from .errors import KpollError, UsageError
@@ -221,4 +222,7 @@ class BlkConfig:
         """The `device` of logs and metrics: the serial, else the file's name, else `null`."""
         if self.serial:
             return self.serial.decode()
-        return os.path.basename(self.blk_file.rstrip("/")) or self.blk_file if self.blk_file else "null"  # noqa: PTH119
+        if self.blk_file is None:
+            return "null"
+        # A file name is bytes; what is no text in it must not break the one who reads the metrics.
+        return os.fsencode(Path(self.blk_file).name).decode(errors="backslashreplace")

@@ -12,7 +12,7 @@ import os
 import signal
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 from prometheus_client import CollectorRegistry
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from .config import BlkConfig
 
 
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 @dataclass(frozen=True)
 class _Opened:
     """Everything that was opened before the daemon runs."""
@@ -59,6 +62,16 @@ def _check_cpus(config: BlkConfig) -> None:
 
 
 @contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Keep signals waiting from the moment that there is a path to remove until somebody heeds them (`_serve`)."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
 def _open(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[_Opened]:
     """Open all that `config` needs, the front-ends' socket last. Raises KpollError."""
     _check_cpus(config)
@@ -70,6 +83,7 @@ def _open(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[_Opened]:
         resize = ResizeWatch(device, log)
         stack.callback(resize.close)
         metrics = stack.enter_context(open_metrics_sockets(config.metrics))
+        stack.enter_context(_signals_held())
         front = stack.enter_context(open_front_socket(config.socket))
         resize.open()
         yield _Opened(disk, device, front, metrics, resize)
@@ -146,7 +160,8 @@ async def _main(config: BlkConfig, opened: _Opened, log: FilteringBoundLogger) -
 async def _serve(config: BlkConfig, opened: _Opened, log: FilteringBoundLogger) -> None:
     """Serve front-ends, scrapes and signals, until told to stop or nobody can come any more."""
     async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        with trio.open_signal_receiver(*_SIGNALS) as signals:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             nursery.start_soon(_heed_signals, signals, opened.resize, nursery.cancel_scope, log)
             nursery.start_soon(opened.resize.run)
             if opened.metrics:

@@ -6,27 +6,29 @@ the events with their fields. There is never a line per request.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
 if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
     from structlog.typing import FilteringBoundLogger, Processor
 
     from .config import LogConfig
+
+_FIRST: Final = ("timestamp", "level", "event", "device")
 
 
 class _Stderr:
     """Writes finished lines to stderr. A reader that went away costs the lines, never the disk."""
 
     def msg(self, line: str) -> None:
-        try:
-            sys.stderr.write(line + "\n")
-            sys.stderr.flush()
-        except (OSError, ValueError):
-            pass
+        with contextlib.suppress(OSError, ValueError):
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is where logs are printed
 
     log = debug = info = warn = warning = msg
     fatal = failure = err = error = critical = exception = msg
@@ -36,17 +38,24 @@ def _stderr_factory(*_args: Any) -> _Stderr:
     return _Stderr()
 
 
+def _what_first(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Put what every line has in front, in one order."""
+    return {key: event[key] for key in _FIRST if key in event} | dict(event)
+
+
 def setup_logging(config: LogConfig) -> None:
     """Configure structlog for this process: `config.style` auto means console on a terminal, JSON elsewhere."""
-    console = config.style == "console" or (config.style == "auto" and sys.stderr.isatty())
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    console = config.style == "console" or (config.style == "auto" and terminal)
     renderer: Processor = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if console else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer(colors=terminal) if console else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            _what_first,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(config.level.upper())),
