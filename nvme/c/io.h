@@ -115,7 +115,12 @@ static inline int io_submit_all(struct io_engine *e)
 	return e->ops->submit(e);
 }
 
-/* io_reap() - Collect finished requests, at most @max; never blocks, no syscall on the usual way */
+/*
+ * io_reap() - Collect finished requests, at most @max; never blocks, no syscall on the usual way
+ *
+ * What io_submit_all() itself finished is told by nothing but this: before its owner sleeps, io_reap() must have
+ * returned less than @max since the last io_submit_all().
+ */
 static inline unsigned io_reap(struct io_engine *e, struct io_req **done, unsigned max)
 {
 	unsigned n = e->ops->reap(e, done, max);
