@@ -1,4 +1,4 @@
-"""What mypy may know of the extension: cffi's objects have no static types."""
+# What mypy may know of the extension: cffi's objects have no static types.
 
 from typing import Any
 

@@ -109,7 +109,8 @@ class Vrings:
 
     def _ready(self, vring: Vring) -> bool:
         by_default = not self.features & VirtioFeature.VHOST_USER_F_PROTOCOL_FEATURES
-        return self.memory is not None and not vring.running and vring.ready(enabled_by_default=by_default)
+        has_memory = self.memory is not None and len(self.memory.regions) > 0
+        return has_memory and not vring.running and vring.ready(enabled_by_default=by_default)
 
     async def _try_start(self, vring: Vring) -> None:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 from contextlib import contextmanager
@@ -152,6 +151,8 @@ class Backend:
         """Connect a front-end that has negotiated nothing yet."""
         with self.socket() as sock, Frontend(sock, timeout=TIMEOUT_S) as frontend:
             yield frontend
+            for memory in frontend.memory:
+                memory.mmap.close()  # which has a descriptor of its own
 
     @contextmanager
     def negotiated(self, protocol_features: int = ALL) -> Iterator[Frontend]:
@@ -164,8 +165,8 @@ class Backend:
 
 def resources() -> tuple[int, int]:
     """Count this process's open descriptors and its mappings of shared guest memory."""
-    maps = Path("/proc/self/maps").read_text(encoding="utf-8")
-    return len(os.listdir("/proc/self/fd")), maps.count("memfd:guest")
+    descriptors = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    return descriptors, Path("/proc/self/maps").read_text(encoding="utf-8").count("memfd:guest")
 
 
 def add_ring_memory(frontend: Frontend) -> Memory:
