@@ -45,6 +45,11 @@ class ProtocolFeature(IntFlag):
     STATUS = 1 << 16
 
 
+def without(bits: int, unwanted: int) -> int:
+    """Clear bits. Not `bits & ~unwanted`: an IntFlag's complement has only the bits that its class has names for."""
+    return int(bits) & ~int(unwanted)
+
+
 def names(bits: int, flags: type[IntFlag]) -> list[str]:
     """Spell out a bit mask for the log: the names of known bits, `bit N` for others."""
     known = {flag.value: flag.name or "" for flag in flags}

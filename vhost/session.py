@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import trio
 
 from kpoll.vhost.device import DeviceError
-from kpoll.vhost.features import ProtocolFeature, VirtioFeature, names
+from kpoll.vhost.features import ProtocolFeature, VirtioFeature, names, without
 from kpoll.vhost.memory import MEM_SLOTS_MAX, MemoryTable, map_region
 from kpoll.vhost.messages import (
     RULES,
@@ -147,10 +147,11 @@ class Session:
 
     async def _set_features(self, payload: U64, _: Fds) -> None:
         offered = self._device.features() | VirtioFeature.VHOST_USER_F_PROTOCOL_FEATURES
-        if payload.value & ~offered:
-            raise MessageError(f"features not offered: {names(payload.value & ~offered, VirtioFeature)}")
+        unknown = without(payload.value, offered)
+        if unknown:
+            raise MessageError(f"features not offered: {names(unknown, VirtioFeature)}")
         async with self._vrings.all_paused():
-            self._device.set_features(payload.value & ~VirtioFeature.VHOST_USER_F_PROTOCOL_FEATURES)
+            self._device.set_features(without(payload.value, VirtioFeature.VHOST_USER_F_PROTOCOL_FEATURES))
             self._vrings.features = payload.value
         self._log.info("features_negotiated", features=names(payload.value, VirtioFeature))
 
@@ -158,7 +159,7 @@ class Session:
         return U64(PROTOCOL_FEATURES | self._device.protocol_features())
 
     async def _set_protocol_features(self, payload: U64, _: Fds) -> None:
-        unknown = payload.value & ~(PROTOCOL_FEATURES | self._device.protocol_features())
+        unknown = without(payload.value, PROTOCOL_FEATURES | self._device.protocol_features())
         if unknown:
             raise MessageError(f"protocol features not offered: {names(unknown, ProtocolFeature)}")
         self._protocol_features = payload.value

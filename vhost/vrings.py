@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from kpoll.vhost.device import DeviceError, VringConfig
-from kpoll.vhost.features import VirtioFeature
+from kpoll.vhost.features import VirtioFeature, without
 from kpoll.vhost.messages import MessageError
 from kpoll.vhost.vring import Vring
 
@@ -128,7 +128,7 @@ class Vrings:
             avail_uva=vring.addr.available,
             used_uva=vring.addr.used,
             base=vring.base,
-            features=self.features & ~VirtioFeature.VHOST_USER_F_PROTOCOL_FEATURES,
+            features=without(self.features, VirtioFeature.VHOST_USER_F_PROTOCOL_FEATURES),
             kick_fd=vring.kick,
             call_fd=vring.call.fd,
             err_fd=vring.err.fd,

@@ -44,18 +44,20 @@ def test_tells_the_device_what_was_negotiated(backend: Backend, device: Recordin
         assert device.calls == [("set_features", VirtioFeature.VIRTIO_F_VERSION_1)]
 
 
-def test_features_that_were_not_offered_are_refused(backend: Backend, device: RecordingDevice) -> None:
+@pytest.mark.parametrize("bit", [0, 34, 41, 63])
+def test_features_that_were_not_offered_are_refused(backend: Backend, device: RecordingDevice, bit: int) -> None:
     with backend.negotiated() as frontend:
         device.calls.clear()
         with pytest.raises(FrontendError):
-            frontend.request(Request.SET_FEATURES, U64(VirtioFeature.VIRTIO_F_RING_PACKED))
+            frontend.request(Request.SET_FEATURES, U64(1 << bit))
         assert device.calls == []
         assert frontend.queue_num() == 2, "the session goes on"
 
 
-def test_protocol_features_that_were_not_offered_end_the_session(backend: Backend) -> None:
+@pytest.mark.parametrize("bit", [ProtocolFeature.INBAND_NOTIFICATIONS, 1 << 17, 1 << 63])
+def test_protocol_features_that_were_not_offered_end_the_session(backend: Backend, bit: int) -> None:
     with backend.frontend() as frontend:
-        frontend.request(Request.SET_PROTOCOL_FEATURES, U64(ProtocolFeature.INBAND_NOTIFICATIONS))
+        frontend.request(Request.SET_PROTOCOL_FEATURES, U64(bit))
         with pytest.raises(FrontendError, match="hung up"):
             frontend.get_u64(Request.GET_FEATURES)
     assert len(backend.events("request_failed")) == 1
