@@ -1,0 +1,143 @@
+"""The same gate for system calls per request: the real daemon on real storage, counted by strace.
+
+strace attaches once the daemon listens and leaves when the last request is back, so start-up does not count. The
+front-end runs here; it polls, so no interrupts are due.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kpoll.backend.bench.blk import BlkLoad, run_blk
+from kpoll.backend.bench.peers import running
+from kpoll.backend.bench.zram import zram
+from kpoll.backend.errors import KpollError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).parent
+BUDGET: dict[str, float] = tomllib.loads((HERE / "budget.toml").read_text())["syscalls"]
+REQUESTS = 10_000
+SIZE = 64 << 20
+# Giving the CPU away says how busy the machine is. Waits do count: they are bounded by what wakes them, a kick and a
+# completion per request at worst.
+IDLE = {"sched_yield"}
+
+
+def image(folder: Path) -> Path:
+    """Give a file that is really written, so that reads reach the device."""
+    path = folder / "disk.img"
+    with path.open("wb") as file:
+        for _ in range(SIZE >> 20):
+            file.write(os.urandom(1 << 20))
+        os.fsync(file.fileno())
+    return path
+
+
+@contextmanager
+def loop(folder: Path) -> Iterator[Path]:
+    """Give a loop device over such a file, with direct I/O so that it completes asynchronously."""
+    if os.geteuid() != 0:
+        pytest.skip("a loop device takes root")
+    words = ["losetup", "--find", "--show", "--direct-io=on", str(image(folder))]
+    made = subprocess.run(words, capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no loop device to be had: {made.stderr.strip()}")
+    device = made.stdout.strip()
+    try:
+        yield Path(device)
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@contextmanager
+def ram(folder: Path) -> Iterator[Path]:
+    """Give a zram device, which completes inside the submitting call."""
+    del folder
+    with ExitStack() as stack:
+        try:
+            device = stack.enter_context(zram(SIZE))
+        except KpollError as e:
+            pytest.skip(str(e))
+        yield device
+
+
+@contextmanager
+def file(folder: Path) -> Iterator[Path]:
+    """Give a file on whatever file system the tests' folder is on."""
+    path = image(folder)
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
+    except OSError as e:
+        pytest.skip(f"no O_DIRECT on the file system of {folder}: {e}")
+    yield path
+
+
+STORAGE = {"file": file, "loop": loop, "zram": ram}
+
+
+@contextmanager
+def counted(pid: int, out: Path) -> Iterator[None]:
+    """Count the system calls of a process and all its threads meanwhile."""
+    words = ["strace", "-c", "-f", "-q", "-S", "calls", "-U", "calls,name", "-o", str(out), "-p", str(pid)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE) as strace:
+        try:
+            wait_traced(pid, strace)
+            yield
+        finally:
+            strace.send_signal(signal.SIGINT)  # detach, and write the summary
+
+
+def wait_traced(pid: int, strace: subprocess.Popen[bytes]) -> None:
+    """Return once every thread is attached."""
+    while any("TracerPid:\t0\n" in status.read_text() for status in Path(f"/proc/{pid}/task").glob("*/status")):
+        if strace.poll() is not None:
+            assert strace.stderr is not None
+            pytest.fail(f"strace: {strace.stderr.read().decode()}")
+
+
+def listener(sock: Path) -> int:
+    """Tell which process listens on a socket, from the descriptors of our children."""
+    inode = next(
+        line.split()[6] for line in Path("/proc/net/unix").read_text().splitlines() if line.endswith(f" {sock}")
+    )
+    for task in Path("/proc/self/task").glob("*/children"):
+        for child in task.read_text().split():
+            links = [str(link.readlink()) for link in Path(f"/proc/{child}/fd").iterdir()]
+            if f"socket:[{inode}]" in links:
+                return int(child)
+    raise AssertionError("nobody listens")
+
+
+@pytest.mark.parametrize("case", sorted(BUDGET))
+@pytest.mark.ci_may_skip("containers have no block devices, and some file systems no O_DIRECT")
+def test_a_request_costs_no_more_system_calls_than_its_budget(tmp_path: Path, case: str) -> None:
+    """Count per name, so that a failure says which call it was."""
+    kind, depth = case.split("-qd")
+    sock, out = tmp_path / "socket", tmp_path / "strace"
+    with STORAGE[kind](tmp_path) as disk:
+        command = [sys.executable, "-c", "from kpoll.backend.cli import main; main()", "blk", "--engine", "aio"]
+        command += ["--poll", "user", "--blk-file", str(disk), "--socket-path", str(sock)]
+        load = BlkLoad(iodepth=int(depth), requests=REQUESTS, runtime=None, warmup=0)
+        with running(command, sock, min(os.sched_getaffinity(0)), tmp_path / "log"), counted(listener(sock), out):
+            report = run_blk(sock, load)
+    assert report.requests == REQUESTS
+    assert report.errors == 0
+    calls = {name: int(count) for count, name in re.findall(r"^\s*(\d+)\s+(\w+)$", out.read_text(), re.MULTILINE)}
+    calls.pop("total", None)
+    print(f"{case}: {calls}")
+    assert {"io_submit", "pread64"} & calls.keys(), "strace saw no I/O"
+    cost = sum(count for name, count in calls.items() if name not in IDLE) / REQUESTS
+    print(f"{case}: {cost:.3f} system calls per request, budget {BUDGET[case]}")
+    assert cost <= BUDGET[case], calls
