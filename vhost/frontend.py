@@ -208,7 +208,8 @@ class Frontend:
         """Send raw bytes, with descriptors alongside."""
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
         sent = self._socket.sendmsg([data], ancillary)
-        self._socket.sendall(data[sent:])
+        if sent < len(data):  # an empty send would tell of a peer that has read all and left
+            self._socket.sendall(data[sent:])
 
     def receive(self) -> tuple[Header, bytes]:
         """Receive one message.
