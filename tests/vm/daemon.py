@@ -59,8 +59,8 @@ class Daemon:
 
     async def logged(self, event: str, seconds: float = START_SECONDS) -> dict[str, Any]:
         """Return the next log line of an event, waiting for it."""
-        line = await self.child.expect(lambda line: _event(line).get("event") == event, f"the event {event}", seconds)
-        return _event(line)
+        line = await self.child.expect(lambda line: parsed(line).get("event") == event, f"the event {event}", seconds)
+        return parsed(line)
 
     async def metrics(self) -> Metrics:
         """Scrape the metrics as Prometheus would."""
@@ -133,12 +133,13 @@ def kpoll_program() -> str:
     return str(beside) if beside.exists() else shutil.which("kpoll") or "kpoll"
 
 
-def _event(line: str) -> dict[str, Any]:
+def parsed(line: str) -> dict[str, Any]:
+    """Return the fields of a JSON log line; none for any other line."""
     try:
-        parsed = json.loads(line)
+        fields = json.loads(line)
     except ValueError:
         return {}
-    return parsed if isinstance(parsed, dict) else {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _tasks(pid: int) -> list[Path]:

@@ -36,7 +36,7 @@ done
 poweroff -f
 """
 
-PROGRAMS = ("/sbin/mkfs.ext4", "/sbin/e2fsck", "/sbin/sfdisk", "/sbin/blkdiscard", "/usr/bin/fallocate")
+PROGRAMS = ("/sbin/mkfs.ext4", "/sbin/e2fsck", "/sbin/sfdisk", "/usr/bin/fallocate")
 CONFIG_FOR_MKFS = "/etc/mke2fs.conf"
 
 

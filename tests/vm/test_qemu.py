@@ -129,7 +129,7 @@ async def test_write_zeroes_with_and_without_unmap(tmp_path: Path, image: Path, 
     async with kpoll_blk(tmp_path, image) as daemon, qemu(qemu_disk(daemon.socket)) as guest:
         await guest.run("dd if=/dev/urandom of=/dev/vda bs=1M count=32 oflag=direct conv=fsync status=none")
         full = allocated(image)
-        await guest.run(f"fallocate {how} -o {4 * MIB} -l {8 * MIB} /dev/vda")
+        await guest.run(f"/usr/bin/fallocate {how} -o {4 * MIB} -l {8 * MIB} /dev/vda")
         await guest.run("dd if=/dev/vda bs=1M skip=4 count=8 iflag=direct status=none | cmp -n 8388608 - /dev/zero")
         assert (allocated(image) > full - MIB) is keeps_space
         assert (await daemon.metrics()).total("kpoll_requests_total", op="write_zeroes") > 0
