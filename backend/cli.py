@@ -190,9 +190,9 @@ def _run(command: click.Command, name: str) -> int:
         return error.exit_code
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        return _fail(context.command_path if context else name, error.format_message(), error.exit_code)
+        return _fail(context.command_path if context else _ran(command, name), error.format_message(), error.exit_code)
     except KpollError as error:
-        return _fail(" ".join([name, *_subcommand(command)]), str(error), error.exit_code)
+        return _fail(_ran(command, name), str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except BrokenPipeError:  # `kpoll --help | head`: nobody reads on
@@ -201,9 +201,9 @@ def _run(command: click.Command, name: str) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _subcommand(command: click.Command) -> list[str]:
-    """Return the words of the command line that name the subcommand which ran."""
-    return sys.argv[1:2] if isinstance(command, click.Group) else []
+def _ran(command: click.Command, name: str) -> str:
+    """Name what ran, with its subcommand, where no click context says it."""
+    return " ".join([name, *sys.argv[1:2]]) if isinstance(command, click.Group) else name
 
 
 def _fail(where: str, message: str, code: int) -> int:

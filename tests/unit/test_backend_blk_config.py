@@ -25,9 +25,15 @@ NVME = DiskLimits(
     max_bytes=128 << 10,
 )
 IMAGE = DiskLimits(
-    read_only=False, block_device=False, logical_block=4096, physical_block=4096, offset_align=4096, discard_max=1 << 62,
-    discard_granularity=4096, write_zeroes_max=1 << 62,
-)  # fmt: skip
+    read_only=False,
+    block_device=False,
+    logical_block=4096,
+    physical_block=4096,
+    offset_align=4096,
+    discard_max=1 << 62,
+    discard_granularity=4096,
+    write_zeroes_max=1 << 62,
+)
 
 
 def field(limits: DiskLimits, offset: int, kind: str, *, capacity: int = 1000, writeback: int = 1) -> int:

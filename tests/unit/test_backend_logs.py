@@ -42,9 +42,7 @@ def _events_in_sources() -> dict[str, tuple[set[str], set[str]]]:
             assert isinstance(node, ast.Call)
             assert isinstance(node.func, ast.Attribute)
             name = node.args[0]
-            assert isinstance(name, ast.Constant) and isinstance(name.value, str), (
-                f"{source}:{node.lineno}: an event's name is fixed"
-            )
+            assert isinstance(name, ast.Constant), f"{source}:{node.lineno}: an event's name is fixed"
             levels, fields = events.setdefault(str(name.value), (set(), set()))
             levels.add(node.func.attr)
             fields.update(keyword.arg or "**" for keyword in node.keywords)

@@ -1,0 +1,1 @@
+"""The installed `kpoll`, as a user or QEMU starts it."""

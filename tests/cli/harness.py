@@ -1,0 +1,185 @@
+"""Starts the real `kpoll`, reads its log, and talks to its socket as a guest's disk driver would."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from kpoll.vhost.driver import Buffer, Driver
+from kpoll.vhost.features import ProtocolFeature, VirtioFeature
+from kpoll.vhost.frontend import Frontend
+
+if TYPE_CHECKING:
+    import socket
+    from types import TracebackType
+
+    from kpoll.vhost.messages import BackendRequest
+
+KPOLL = Path(sys.executable).with_name("kpoll")
+PATIENCE_S = 30.0
+SECTOR = 512
+
+IN, OUT, FLUSH = 0, 1, 4
+PROTOCOL = (
+    ProtocolFeature.MQ
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.CONFIG
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.BACKEND_REQ
+)
+
+
+def run(*args: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `kpoll` to its end."""
+    return subprocess.run([KPOLL, *args], capture_output=True, text=True, timeout=PATIENCE_S, check=False, **options)
+
+
+def refused(*args: str | Path, code: int, prefix: tuple[str, ...] = (), **options: Any) -> str:
+    """Run `kpoll` on something it must refuse: with this exit code and one line on stderr, which is returned."""
+    command = [*prefix, KPOLL, *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, **options)
+    assert done.returncode == code, done
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    line = str(done.stderr)
+    assert line.endswith("\n")
+    return line
+
+
+class Daemon:
+    """A running `kpoll`; killed at the end of the `with` if it still runs.
+
+    Attributes:
+        log: Every line logged so far.
+        pid: Its process.
+
+    """
+
+    def __init__(self, *args: str | Path, **options: Any) -> None:
+        """Start it."""
+        self._process = subprocess.Popen([KPOLL, *args], stderr=subprocess.PIPE, **options)
+        self.pid = self._process.pid
+        self.log: list[dict[str, Any]] = []
+        self._rest = b""
+        self._read = 0
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Leave no process behind."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
+    def logged(self, event: str) -> dict[str, Any]:
+        """Return the next line of `event` that wasn't returned yet, waiting for it."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            while self._read < len(self.log):
+                line = self.log[self._read]
+                self._read += 1
+                if line["event"] == event:
+                    return line
+            assert self._fill(deadline), f"no {event} in {self.log}"
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait until it has ended by itself; returns the exit code, with the log complete."""
+        deadline = time.monotonic() + PATIENCE_S
+        while self._fill(deadline):
+            pass
+        return self._process.wait(PATIENCE_S)
+
+    def stop(self) -> int:
+        """Ask it to end; returns the exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def _fill(self, deadline: float) -> bool:
+        """Read more of the log. Returns whether there is a chance of yet more."""
+        assert self._process.stderr is not None
+        fd = self._process.stderr.fileno()
+        ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
+        piece = os.read(fd, 65536) if ready else b""
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        for line in lines:
+            try:
+                self.log.append(json.loads(line))
+            except json.JSONDecodeError:
+                self.log.append({"event": "", "text": line.decode()})
+        return bool(piece)
+
+
+class Guest:
+    """A guest with this disk: one virtqueue, one request at a time."""
+
+    AREA = 1 << 20
+
+    def __init__(self, where: Path | socket.socket, *, features: int | None = None, index: int = 0) -> None:
+        """Connect, negotiate all that is on offer (or `features`), and set queue `index` up."""
+        self.frontend = Frontend(where)
+        offered = self.frontend.features & ~VirtioFeature.VHOST_USER_F_PROTOCOL_FEATURES
+        offered &= ~VirtioFeature.VIRTIO_F_RING_PACKED
+        self.frontend.negotiate(offered if features is None else features, PROTOCOL)
+        self.frontend.open_backend_channel()
+        self.driver = Driver(self.frontend, index)
+        self.data = self.frontend.add_memory(self.AREA)
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Leave the disk."""
+        self.close()
+
+    def close(self) -> None:
+        """Leave the disk."""
+        self.frontend.close()
+
+    @property
+    def capacity(self) -> int:
+        """The disk's size in sectors, as the configuration space has it."""
+        (sectors,) = struct.unpack("<Q", self.frontend.get_config(8))
+        assert isinstance(sectors, int)
+        return sectors
+
+    def submit(self, kind: int, sector: int, *, out: bytes = b"", length: int = 0) -> None:
+        """Send a request; header, data and status lie one after the other in our memory."""
+        gpa, header = self.data.gpa, struct.pack("<IIQ", kind, 0, sector)
+        end = len(header) + len(out) + length
+        self.data.mmap[: end + 1] = header + out + b"\0" * length + b"\xff"
+        readable = [Buffer(gpa, 16), *([Buffer(gpa + 16, len(out))] if out else [])]
+        writable = [*([Buffer(gpa + 16, length)] if length else []), Buffer(gpa + end, 1)]
+        self.driver.add(readable, writable, sector)
+        self.driver.publish()
+
+    def request(self, kind: int, sector: int, *, out: bytes = b"", length: int = 0) -> tuple[int, bytes]:
+        """Send a request and wait for its answer; returns status and data."""
+        self.submit(kind, sector, out=out, length=length)
+        self.driver.wait()
+        end = 16 + len(out) + length
+        return self.data.mmap[end], self.data.mmap[16 : 16 + length]
+
+    def told(self) -> BackendRequest:
+        """Wait for the daemon's next word on the back-end channel."""
+        return self.frontend.next_backend_request()
