@@ -158,8 +158,11 @@ static void uring_destroy(struct io_engine *e)
 	struct uring *u = container_of(e, struct uring, engine);
 
 	io_helper_destroy(e->helper);
-	if (u->ring_open)
+	if (u->ring_open) {
+		/* The kernel takes a ring down some time after its close: without this the file would stay open until then. */
+		io_uring_unregister_files(&u->ring);
 		io_uring_queue_exit(&u->ring);
+	}
 	if (u->event_fd >= 0)
 		close(u->event_fd);
 	free(u);
