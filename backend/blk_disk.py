@@ -187,7 +187,7 @@ def open_disk(config: BlkConfig) -> Iterator[Disk]:
             engine, why = _choose_engine(config.engine, direct=bool(target.direct) or config.blk_file is None)
             dev.capacity = target.size // SECTOR
             dev.read_only = config.read_only
-            dev.write_back = 1
+            dev.write_back = 0  # until a driver says that it flushes
             serial = config.serial.ljust(SERIAL_BYTES, b"\0")
             ffi.memmove(dev.serial, serial, SERIAL_BYTES)
             yield Disk(dev, engine, why)

@@ -65,7 +65,7 @@ class Daemon:
 
     def __init__(self, *args: str | Path, **options: Any) -> None:
         """Start it."""
-        self._process = subprocess.Popen([KPOLL, *args], stderr=subprocess.PIPE, **options)
+        self._process = subprocess.Popen([KPOLL, *args], **{"stderr": subprocess.PIPE, **options})
         self.pid = self._process.pid
         self.log: list[dict[str, Any]] = []
         self._rest = b""
@@ -82,8 +82,8 @@ class Daemon:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
-        assert self._process.stderr is not None
-        self._process.stderr.close()
+        if self._process.stderr is not None:
+            self._process.stderr.close()
 
     def logged(self, event: str) -> dict[str, Any]:
         """Return the next line of `event` that wasn't returned yet, waiting for it."""
@@ -114,7 +114,8 @@ class Daemon:
 
     def _fill(self, deadline: float) -> bool:
         """Read more of the log. Returns whether there is a chance of yet more."""
-        assert self._process.stderr is not None
+        if self._process.stderr is None:
+            return False
         fd = self._process.stderr.fileno()
         ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
         piece = os.read(fd, 65536) if ready else b""
