@@ -92,6 +92,12 @@ static inline uint64_t file_allocated(const char *path)
 	return (uint64_t)st.st_blocks * 512;
 }
 
+/* Has the file given back @len bytes since @before? A new hole may cost the filesystem a block of its own metadata. */
+static inline bool file_gave_back(const char *path, uint64_t before, uint64_t len)
+{
+	return file_allocated(path) <= before - len + 64 * KIB;
+}
+
 /* The same file as a filesystem without O_DIRECT would give it. */
 static inline void target_make_buffered(struct io_target *t)
 {
