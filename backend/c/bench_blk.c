@@ -18,10 +18,9 @@
 
 #include "../../kernel/c/atomics.h"
 #include "bench_blk.h"
+#include "bench_verify.h"
 
-#ifndef BATCH
 #define BATCH 16
-#endif
 #define PAGE 4096u
 #define SECTOR 512u
 #define SUB_BITS 7	    /* 128 buckets per power of two */
@@ -58,9 +57,7 @@ struct bench {
 	int epoll_fd, stop_fd;
 	uint32_t stopped; /* atomic: set by bench_stop() */
 
-	/* verify, one per block */
-	uint32_t *generations; /* what the disk holds; 0: not known */
-	uint8_t *busy;	       /* a request for it is in flight: its contents are about to change or be checked */
+	struct bench_verify verify; /* if cfg.verify */
 
 	/* of the run under way */
 	struct bench_result *result;
@@ -115,51 +112,6 @@ uint32_t bench_chain_max(const struct bench_config *cfg)
 	return 2 + (uint32_t)(((uint64_t)cfg->block_size + cfg->segment_max - 1) / cfg->segment_max);
 }
 
-static uint64_t xorshift(uint64_t *state)
-{
-	uint64_t x = *state;
-
-	x ^= x << 13;
-	x ^= x >> 7;
-	x ^= x << 17;
-	return *state = x;
-}
-
-/* Start of a block's pattern: neighbours, generations and runs have nothing in common, and none is xorshift's fixed point 0. */
-static uint64_t pattern_state(const struct bench *b, uint64_t block, uint32_t generation)
-{
-	uint64_t x = b->cfg.seed ^ (block + 1) * 0x9e3779b97f4a7c15u ^ (uint64_t)generation * 0xbf58476d1ce4e5b9u;
-
-	x = (x ^ x >> 30) * 0x94d049bb133111ebu;
-	return (x ^ x >> 31) | 1;
-}
-
-static void pattern_fill(const struct bench *b, struct request *r)
-{
-	uint64_t state = pattern_state(b, r->block, r->generation);
-	uint64_t *words = (uint64_t *)r->data;
-
-	for (uint32_t i = 0; i < b->cfg.block_size / sizeof(*words); i++)
-		words[i] = xorshift(&state);
-}
-
-static void pattern_check(struct bench *b, const struct request *r)
-{
-	uint64_t state = pattern_state(b, r->block, b->generations[r->block]);
-	const uint64_t *words = (const uint64_t *)r->data;
-
-	b->result->checked++;
-	for (uint32_t i = 0; i < b->cfg.block_size / sizeof(*words); i++) {
-		if (words[i] == xorshift(&state))
-			continue;
-		if (b->result->mismatches++ == 0) {
-			b->result->mismatch_block = r->block;
-			b->result->mismatch_offset = i * sizeof(*words);
-		}
-		return;
-	}
-}
-
 /* Lay the requests out in the area: header and status in one line, data in pages; what writes carry is incompressible. */
 static void place_requests(struct bench *b)
 {
@@ -184,7 +136,7 @@ static void place_requests(struct bench *b)
 		}
 		bufs[chain - 1] = (struct driver_buf){ meta_gpa + offsetof(struct meta, status), 1 };
 		for (uint32_t w = 0; w < b->cfg.block_size / sizeof(uint64_t); w++)
-			((uint64_t *)r->data)[w] = xorshift(&b->random);
+			((uint64_t *)r->data)[w] = bench_random(&b->random);
 	}
 }
 
@@ -215,11 +167,9 @@ int bench_create(struct bench **out, const struct bench_config *cfg)
 	b->queues = calloc(cfg->queues, sizeof(*b->queues));
 	b->requests = calloc(requests_of(cfg), sizeof(*b->requests));
 	b->bufs = calloc(requests_of(cfg) * (b->segments + 2), sizeof(*b->bufs));
-	if (cfg->verify) {
-		b->generations = calloc(cfg->blocks, sizeof(*b->generations));
-		b->busy = calloc(cfg->blocks, 1);
-	}
-	if (!b->queues || !b->requests || !b->bufs || (cfg->verify && (!b->generations || !b->busy)))
+	if (!b->queues || !b->requests || !b->bufs)
+		goto fail;
+	if (cfg->verify && bench_verify_init(&b->verify, cfg->blocks, cfg->block_size, cfg->seed))
 		goto fail;
 	if (b->epoll_fd < 0 || b->stop_fd < 0 || epoll_ctl(b->epoll_fd, EPOLL_CTL_ADD, b->stop_fd, &stop)) {
 		err = -errno;
@@ -244,8 +194,7 @@ void bench_destroy(struct bench *b)
 	free(b->queues);
 	free(b->requests);
 	free(b->bufs);
-	free(b->generations);
-	free(b->busy);
+	bench_verify_fini(&b->verify);
 	free(b);
 }
 
@@ -286,12 +235,7 @@ static uint64_t next_block(struct bench *b)
 		if (b->cursor == b->cfg.blocks)
 			b->cursor = 0;
 	} else {
-		block = (uint64_t)((unsigned __int128)xorshift(&b->random) * b->cfg.blocks >> 64);
-	}
-	if (b->cfg.verify) {
-		while (b->busy[block]) /* ends: there are more blocks than requests */
-			block = block + 1 == b->cfg.blocks ? 0 : block + 1;
-		b->busy[block] = 1;
+		block = (uint64_t)((unsigned __int128)bench_random(&b->random) * b->cfg.blocks >> 64);
 	}
 	return block;
 }
@@ -299,7 +243,7 @@ static uint64_t next_block(struct bench *b)
 static bool next_is_write(struct bench *b)
 {
 	if (b->rw == BENCH_RANDRW)
-		return xorshift(&b->random) >> 63;
+		return bench_random(&b->random) >> 63;
 	return b->rw == BENCH_WRITE || b->rw == BENCH_RANDWRITE;
 }
 
@@ -310,17 +254,17 @@ static int send_one(struct bench *b, struct queue *q, uint32_t index)
 
 	r->write = next_is_write(b);
 	r->block = next_block(b);
+	if (unlikely(b->cfg.verify)) {
+		r->block = bench_verify_claim(&b->verify, r->block); /* ends: there are more blocks than requests */
+		if (r->write)
+			r->generation = bench_verify_fill(&b->verify, r->block, (uint64_t *)r->data);
+		else
+			memset(r->data, 0, b->cfg.block_size); /* an old answer must not pass for the new one */
+	}
 	r->meta->header.type = r->write ? VIRTIO_BLK_T_OUT : VIRTIO_BLK_T_IN;
 	r->meta->header.ioprio = 0;
 	r->meta->header.sector = r->block * (b->cfg.block_size / SECTOR);
 	r->meta->status = 0xff;
-	if (unlikely(b->cfg.verify)) {
-		r->generation = b->generations[r->block] + 1;
-		if (r->write)
-			pattern_fill(b, r);
-		else
-			memset(r->data, 0, b->cfg.block_size); /* an old answer must not pass for the new one */
-	}
 	*(r->write ? &out : &in) += b->segments;
 	return driver_add(q->driver, r->bufs, out, in, index);
 }
@@ -349,6 +293,23 @@ static int send_batch(struct bench *b, struct queue *q, const struct driver_used
 	return err < 0 ? err : 0;
 }
 
+static void compare(struct bench *b, const struct request *r, bool ok)
+{
+	uint64_t wrong;
+	int rc;
+
+	if (r->write) {
+		bench_verify_written(&b->verify, r->block, r->generation, ok);
+		return;
+	}
+	rc = bench_verify_read(&b->verify, r->block, (const uint64_t *)r->data, ok, &wrong);
+	b->result->checked += rc != 0;
+	if (rc < 0 && b->result->mismatches++ == 0) {
+		b->result->mismatch_block = r->block;
+		b->result->mismatch_offset = wrong;
+	}
+}
+
 static void take_back(struct bench *b, struct request *r, uint64_t now)
 {
 	struct bench_result *result = b->result;
@@ -361,13 +322,8 @@ static void take_back(struct bench *b, struct request *r, uint64_t now)
 	result->latency[bench_bucket_of(latency)]++;
 	if (unlikely(latency > result->latency_max_ns))
 		result->latency_max_ns = latency;
-	if (unlikely(b->cfg.verify)) {
-		b->busy[r->block] = 0;
-		if (r->write)
-			b->generations[r->block] = ok ? r->generation : 0; /* a failed write may have done anything */
-		else if (ok && b->generations[r->block])
-			pattern_check(b, r);
-	}
+	if (unlikely(b->cfg.verify))
+		compare(b, r, ok);
 }
 
 /* One look at every queue. Return: requests that came back, or -errno */
