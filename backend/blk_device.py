@@ -10,6 +10,7 @@ from kpoll.vhost.device import Device, DeviceError
 
 from .blk_config import WRITEBACK_OFFSET, config_space, device_features, writes_back
 from .blk_queue import BlkQueue
+from .engines import candidates, open_lanes
 from .errors import KpollError
 from .worker import Worker
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from .blk_disk import Disk
     from .config import BlkConfig
+    from .engines import Engine
 
 _WRITEBACK_RESET: Final = 1  # virtio 1.2 §5.2.5: after reset the mode may be either, and says so
 
@@ -33,6 +35,7 @@ class BlkDevice(Device):
 
     Attributes:
         disk: What is behind it.
+        engine: How its I/O is done.
         queues: All virtqueues, by index.
         workers: Who serves them.
         connected: Whether a front-end is there.
@@ -40,10 +43,16 @@ class BlkDevice(Device):
     """
 
     def __init__(
-        self, disk: Disk, queues: tuple[BlkQueue, ...], workers: tuple[Worker, ...], log: FilteringBoundLogger
+        self,
+        disk: Disk,
+        engine: Engine,
+        queues: tuple[BlkQueue, ...],
+        workers: tuple[Worker, ...],
+        log: FilteringBoundLogger,
     ) -> None:
         """Put the parts together; queue i already belongs to worker i modulo their number."""
         self.disk = disk
+        self.engine = engine
         self.queues = queues
         self.workers = workers
         self.num_queues = len(queues)
@@ -152,18 +161,16 @@ def open_device(config: BlkConfig, disk: Disk, log: FilteringBoundLogger) -> Ite
     Raises KpollError when the host has no room for them.
     """
     with ExitStack() as stack:
+        engines = candidates(config.engine, direct=disk.direct)
+        engine, lanes = stack.enter_context(open_lanes(disk.dev, engines, config.workers))
         workers: list[Worker] = []
-        lanes = []
-        for index in range(config.workers):
-            lane = disk.make_lane()
-            stack.callback(lib.blk_lane_destroy, lane)
+        for index, lane in enumerate(lanes):
             worker = Worker(index, config.poll, config.cpus[index] if config.cpus else None, log)
             stack.callback(worker.close)
             worker.add_lane(lane)
-            lanes.append(lane)
             workers.append(worker)
         queues = [
             _make_queue(disk, index, lanes[index % len(lanes)], workers[index % len(workers)], stack)
             for index in range(config.num_queues)
         ]
-        yield BlkDevice(disk, tuple(queues), tuple(workers), log)
+        yield BlkDevice(disk, engine, tuple(queues), tuple(workers), log)

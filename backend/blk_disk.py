@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from kpoll.vhost._core import ffi, lib
 
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .config import BlkConfig
-
-# Requests that one worker may have in flight at the engine. fs.aio-max-nr (65536 by default) is shared by the host.
-LANE_DEPTH: Final = 1024
 
 
 def _open_error(path: str, error: int, *, read_only: bool) -> KpollError:
@@ -50,17 +47,15 @@ class Disk:
     Attributes:
         dev: The C side's `struct blk_dev *`.
         limits: What is underneath, constant while it is open.
-        engine: Name of the I/O engine that workers use: aio, io_uring or null.
-        engine_why: Why it was taken, for the log.
+        direct: Whether O_DIRECT works.
 
     """
 
-    def __init__(self, dev: Any, engine: str, engine_why: str) -> None:
+    def __init__(self, dev: Any) -> None:
         """Wrap an opened `dev`."""
         target = dev.target
         self.dev = dev
-        self.engine = engine
-        self.engine_why = engine_why
+        self.direct = bool(target.direct) or target.fd < 0
         self.limits = DiskLimits(
             read_only=bool(dev.read_only),
             block_device=bool(target.block_device),
@@ -112,43 +107,6 @@ class Disk:
             raise OSError(-size, os.strerror(-size))
         return size // self.limits.blk_size * self.limits.blk_size // SECTOR
 
-    def make_lane(self) -> Any:
-        """Make one worker's share of the disk, a `struct blk_lane *`; to be freed with `lib.blk_lane_destroy`.
-
-        Raises KpollError when the host has no room for another engine.
-        """
-        out = ffi.new("struct blk_lane **")
-        error = -lib.blk_lane_create(out, self.dev, self.engine.encode(), LANE_DEPTH)
-        if error == 0:
-            return out[0]
-        if error == errno.EAGAIN and self.engine == "aio":
-            raise KpollError("Linux AIO has no contexts left: raise it with `sysctl fs.aio-max-nr=1048576`")
-        if error in (errno.EPERM, errno.ENOSYS) and self.engine == "io_uring":
-            raise KpollError("io_uring isn't allowed here (kernel, sysctl or container policy): use --engine aio")
-        raise KpollError(f"the {self.engine} engine can't start: {os.strerror(error)}")
-
-
-def _choose_engine(asked: str, *, direct: bool) -> tuple[str, str]:
-    """Return the engine and why: Linux AIO is asynchronous for O_DIRECT only."""
-    if asked != "auto":
-        return asked, "asked for"
-    if direct:
-        return "aio", "O_DIRECT works here, and Linux AIO's ring is the cheapest to reap"
-    if _has_io_uring():
-        return "io_uring", "no O_DIRECT here, and Linux AIO would block"
-    return "aio", "no O_DIRECT here, and no io_uring on this host"
-
-
-def _has_io_uring() -> bool:
-    """Try: sysctls, seccomp policies and old kernels each say no in their own way."""
-    out = ffi.new("struct io_engine **")
-    target = ffi.new("struct io_target *")
-    lib.io_target_null(target, SECTOR)
-    if lib.io_engine_create(out, b"io_uring", target, 1) != 0:
-        return False
-    lib.io_engine_destroy(out[0])
-    return True
-
 
 def _open_target(target: Any, config: BlkConfig) -> None:
     """Open what `config` names into `target`. Raises KpollError, with nothing left open."""
@@ -184,13 +142,12 @@ def open_disk(config: BlkConfig) -> Iterator[Disk]:
         target = ffi.addressof(dev, "target")
         _open_target(target, config)
         try:
-            engine, why = _choose_engine(config.engine, direct=bool(target.direct) or config.blk_file is None)
             dev.capacity = target.size // SECTOR
             dev.read_only = config.read_only
             dev.write_back = 0  # until a driver says that it flushes
             serial = config.serial.ljust(SERIAL_BYTES, b"\0")
             ffi.memmove(dev.serial, serial, SERIAL_BYTES)
-            yield Disk(dev, engine, why)
+            yield Disk(dev)
         finally:
             lib.io_target_close(target)
     finally:

@@ -114,8 +114,8 @@ def run_blk(config: BlkConfig) -> None:
             "started",
             version=version("kpoll"),
             pid=os.getpid(),
-            engine=opened.disk.engine,
-            engine_why=opened.disk.engine_why,
+            engine=opened.device.engine.name,
+            engine_why=opened.device.engine.why,
             poll=config.poll.strategy,
             poll_why=config.poll.why,
             capacity=opened.disk.capacity,
@@ -166,7 +166,7 @@ async def _serve(config: BlkConfig, opened: _Opened, log: FilteringBoundLogger) 
             nursery.start_soon(opened.resize.run)
             if opened.metrics:
                 registry = CollectorRegistry(auto_describe=False)
-                me = Identity(config.device, version("kpoll"), opened.disk.engine, config.poll.strategy)
+                me = Identity(config.device, version("kpoll"), opened.device.engine.name, config.poll.strategy)
                 registry.register(BlkCollector(me, opened.device))
                 nursery.start_soon(serve_metrics, opened.metrics, registry, log)
             await serve_front_ends(opened.front, opened.device, log)

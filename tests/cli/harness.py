@@ -19,6 +19,7 @@ from kpoll.vhost.frontend import Frontend
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Sequence
     from types import TracebackType
 
     from kpoll.vhost.messages import BackendRequest
@@ -63,9 +64,9 @@ class Daemon:
 
     """
 
-    def __init__(self, *args: str | Path, **options: Any) -> None:
-        """Start it."""
-        self._process = subprocess.Popen([KPOLL, *args], **{"stderr": subprocess.PIPE, **options})
+    def __init__(self, *args: str | Path, program: Sequence[str | Path] = (KPOLL,), **options: Any) -> None:
+        """Start it, or `program` that becomes it."""
+        self._process = subprocess.Popen([*program, *args], **{"stderr": subprocess.PIPE, **options})
         self.pid = self._process.pid
         self.log: list[dict[str, Any]] = []
         self._rest = b""
