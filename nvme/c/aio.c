@@ -302,6 +302,8 @@ static unsigned aio_reap(struct io_engine *e, struct io_req **done, unsigned max
 		done[n++] = io_list_pop(&a->ready);
 	if (a->in_kernel)
 		n += likely(a->ring) ? aio_reap_ring(a, done + n, max - n) : aio_reap_syscall(a, done + n, max - n);
+	if (unlikely(e->unsignalled) && !a->in_kernel)
+		e->unsignalled = 0; /* it counted a few too many, if some with RESFD were not reaped when it was set */
 	n += io_helper_reap(e->helper, done + n, max - n, &e->stats);
 	count_add(&e->stats.completions, n);
 	return n;
