@@ -25,6 +25,7 @@ from rich.table import Table
 
 from kpoll.backend.bench.blk import BlkLoad, run_blk
 from kpoll.backend.bench.peers import KPOLL, QEMU, Peer, parse_peers, running
+from kpoll.backend.bench.report import number
 from kpoll.backend.bench.zram import zram
 from kpoll.backend.errors import KpollError, UsageError
 
@@ -172,18 +173,12 @@ def table(cases: list[Case], peers: list[Peer], results: Results, rounds: int) -
             out.add_row(
                 case.name,
                 metric,
-                *(_number(results.median(case, peer, metric)) for peer in peers),
+                *(number(results.median(case, peer, metric)) for peer in peers),
                 f"{ratio:.2f}",
                 "" if bar is None else f"{bar.sense} {bar.limit:.2f}",
                 verdict,
             )
     return out
-
-
-def _number(value: float) -> str:
-    if value != value:  # noqa: PLR0124 - NaN: the peer did not take part
-        return "-"
-    return f"{value:.0f}" if value >= 100 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
 
 
 def as_dict(cases: list[Case], peers: list[Peer], results: Results) -> dict[str, Any]:
@@ -243,11 +238,15 @@ def compare(
 
 
 def choose_cases(only: tuple[str, ...]) -> list[Case]:
-    """Pick the cases whose names begin with one of `only`, or all. Raises UsageError for one that fits none."""
-    for prefix in only:
-        if not any(case.name.startswith(prefix) for case in CASES):
-            raise UsageError(f"--only {prefix}: give the start of one of {', '.join(case.name for case in CASES)}")
-    return [case for case in CASES if not only or case.name.startswith(only)]
+    """Pick the cases that are named, or whose names begin so, or all. Raises UsageError for what fits none."""
+    names = [case.name for case in CASES]
+    chosen = set(names if not only else ())
+    for word in only:
+        fitting = [word] if word in names else [name for name in names if name.startswith(word)]
+        if not fitting:
+            raise UsageError(f"--only {word}: give one of {', '.join(names)}, or the start of some")
+        chosen.update(fitting)
+    return [case for case in CASES if case.name in chosen]
 
 
 def choose_cpus(backend: int | None, frontend: int | None) -> tuple[int, int]:

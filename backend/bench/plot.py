@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from kpoll.backend.bench.report import number
 from kpoll.backend.errors import KpollError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ except ImportError as e:
 
 COLOURS: Final = ("#1b7f5c", "#b0b7bf", "#5b8fd9", "#d9a441", "#8a5bd9")
 _GROUP: Final = 0.8  # of the distance between two cases
+_NARROW: Final = 3  # cases that a panel has room for at least: bars of one case need not fill it
 
 
 def draw(cases: list[Case], peers: list[Peer], results: Results, path: Path) -> None:
@@ -54,7 +56,8 @@ def _panel(axes: Axes, cases: list[Case], peers: list[Peer], results: Results, m
         at = [place + (index - (len(peers) - 1) / 2) * width for place in range(len(cases))]
         heights = [results.median(case, peer, metric) for case in cases]
         bars = axes.bar(at, heights, width, label=peer.name, color=COLOURS[index % len(COLOURS)])
-        axes.bar_label(bars, fmt="%.3g", fontsize=8, padding=1)
+        axes.bar_label(bars, labels=[number(height) for height in heights], fontsize=8, padding=1)
     axes.set_xticks(range(len(cases)), [case.name for case in cases])
+    axes.set_xlim(-0.6, max(len(cases), _NARROW) - 0.4)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(y=0.15)

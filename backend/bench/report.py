@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,13 @@ def percentile(buckets: Sequence[int], fraction: float) -> float:
         if count and seen >= wanted:
             return float(lib.bench_bucket_ns(bucket))
     return float("nan")
+
+
+def number(value: float) -> str:
+    """Write a number with about three digits, as people compare them; `-` for NaN."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,6 +62,7 @@ def test_bars_are_met_from_their_limit_on() -> None:
 def test_cases_are_chosen_by_the_start_of_their_names() -> None:
     assert choose_cases(()) == list(CASES)
     assert [case.name for case in choose_cases(("null", "read-2"))] == ["read-2x32", "null-qd1", "null-qd32"]
+    assert [case.name for case in choose_cases(("read-qd1",))] == ["read-qd1"]  # and not read-qd128
     with pytest.raises(UsageError, match="--only trim"):
         choose_cases(("read", "trim"))
 
