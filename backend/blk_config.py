@@ -68,7 +68,6 @@ class DiskLimits:
     discard_max: int = 0
     discard_granularity: int = 0
     write_zeroes_max: int = 0
-    max_segments: int = 0
     max_bytes: int = 0
 
     @property

@@ -67,7 +67,6 @@ class Disk:
             discard_max=target.discard_max,
             discard_granularity=target.discard_granularity,
             write_zeroes_max=target.write_zeroes_max,
-            max_segments=target.max_segments,
             max_bytes=target.max_bytes,
         )
         dev.max_discard_sectors = self.limits.extent_sectors(self.limits.discard_max)

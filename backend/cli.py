@@ -73,7 +73,11 @@ def kpoll() -> None:
     """Serve virtual machines their disks: a vhost-user back-end that polls when it pays and sleeps when it doesn't."""
 
 
-@click.command(cls=_BackendCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=_BackendCommand,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    short_help="Serve a disk as a vhost-user-blk device.",
+)
 @click.option("--socket-path", metavar="PATH", help="Listen for front-ends on a unix socket made here.")
 @click.option("--fd", type=int, metavar="N", help="Use this open socket instead, listening or connected.")
 @click.option("--blk-file", metavar="PATH", help="The disk: a raw image file or a block device.")
@@ -85,7 +89,9 @@ def kpoll() -> None:
     show_default=True,
     help="How I/O is done: auto takes aio where O_DIRECT works, else io_uring. null does none.",
 )
-@click.option("--iopoll", type=click.Choice(["auto", "on", "off"]), default="auto", help="Poll NVMe queues.")
+@click.option(
+    "--iopoll", type=click.Choice(["auto", "on", "off"]), default="auto", help="Poll NVMe queues; not in this release."
+)
 @click.option("--size", metavar="SIZE", help="Size of a null disk: bytes, or a number with K, M, G or T.")
 @click.option(
     "--num-queues", type=int, metavar="N", help="Virtqueues on offer. [default: host CPUs, at least 16, at most 256]"
@@ -99,7 +105,7 @@ def kpoll() -> None:
     "--on-error",
     type=click.Choice(["report", "retry", "stop"]),
     default="report",
-    help="What to do when the disk fails: report it to the guest.",
+    help="What to do when the disk fails; this release reports it to the guest.",
 )
 @click.option(
     "--poll",
@@ -116,15 +122,29 @@ def kpoll() -> None:
     metavar="N",
     help="Never poll longer than this without a request, in microseconds.",
 )
-@click.option("--log-format", type=click.Choice(["auto", "json", "console"]), default="auto", show_default=True)
 @click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+    "--log-format",
+    type=click.Choice(["auto", "json", "console"]),
+    default="auto",
+    show_default=True,
+    help="How log lines on stderr look: auto is console on a terminal, else json.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="The least that is logged.",
 )
 @click.option("--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics over HTTP here.")
 @click.option("--metrics-socket", metavar="PATH", help="Serve them on a unix socket made here instead.")
 @click.option("--socket-mode", metavar="MODE", help="Permission bits of --socket-path, octal.")
 @click.option("--socket-group", metavar="GROUP", help="Group that owns --socket-path, by name or number.")
-@click.option("--sandbox", type=click.Choice(["on", "off"]), help="[default: as much of it as this host can do]")
+@click.option(
+    "--sandbox",
+    type=click.Choice(["on", "off"]),
+    help="Give up what a disk server doesn't need, once all is open. [default: as much as this host can do]",
+)
 @click.option(
     "--print-capabilities",
     is_flag=True,

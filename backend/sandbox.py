@@ -15,6 +15,7 @@ import os
 import sys
 import sysconfig
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from .landlock import restrict_files
@@ -76,7 +77,8 @@ def enter_sandbox(*, removable: Iterable[str]) -> Sandbox:
         removable: Directories in which sockets of ours have to be removed at the end.
 
     """
-    readable = {*_READABLE, *sys.path, sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib")}
+    ours = str(Path(__file__).resolve().parents[1])  # an editable install isn't beneath any of sys.path
+    readable = {*_READABLE, ours, *sys.path, sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib")}
     layers: tuple[tuple[str, Callable[[], None]], ...] = (
         ("no_new_privs", set_no_new_privs),
         ("capabilities", drop_capabilities),

@@ -21,7 +21,6 @@ NVME = DiskLimits(
     discard_max=1 << 40,
     discard_granularity=4096,
     write_zeroes_max=1 << 20,
-    max_segments=127,
     max_bytes=128 << 10,
 )
 IMAGE = DiskLimits(
