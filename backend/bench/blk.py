@@ -45,6 +45,7 @@ _SIZE_MAX: Final = 32768  # virtio 1.2 §2.7
 _AREA_MAX: Final = 16 << 30  # bytes of request memory: more is a slip of the finger
 _QUEUES_MAX: Final[int] = lib.BENCH_QUEUES_MAX
 _PAGE: Final = 4096
+_REGION: Final = 2 << 20  # SPDK registers guest memory in huge pages' worth
 _FOREVER: Final = 1e9  # seconds: 30 years, and what a u64 of nanoseconds holds
 _NS: Final = 1_000_000_000
 
@@ -202,7 +203,7 @@ class _Bench:
         size = _queue_size(load, chain, frontend.acked_features)
         area = lib.bench_area_bytes(config)
         ring = -(-lay_out(size, frontend.acked_features, chain).end // _PAGE) * _PAGE
-        memory: Memory = frontend.add_memory(area + ring * load.queues)
+        memory: Memory = frontend.add_memory(-(-(area + ring * load.queues) // _REGION) * _REGION)
         self._bytes = ffi.from_buffer("uint8_t[]", memory.mmap)
         config.area = self._bytes
         config.area_gpa = memory.gpa

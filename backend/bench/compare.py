@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -263,6 +264,7 @@ def choose_cpus(backend: int | None, frontend: int | None) -> tuple[int, int]:
 
 def main() -> int:
     """Run it as a program of its own. Gives the exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # back-ends stop and zram goes, as on Ctrl-C
     try:
         compare.main(standalone_mode=False)
     except click.ClickException as e:
