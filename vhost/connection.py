@@ -13,7 +13,8 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from kpoll.vhost.messages import FDS_MAX, Header, MessageError
+from kpoll.vhost.messages import FDS_MAX, Header
+from kpoll.vhost.payloads import MessageError
 
 if TYPE_CHECKING:
     from types import TracebackType

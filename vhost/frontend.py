@@ -21,24 +21,18 @@ from typing import TYPE_CHECKING, Self
 
 from kpoll.vhost._core import ffi
 from kpoll.vhost.features import ProtocolFeature, VirtioFeature
-from kpoll.vhost.messages import (
-    FLAG_REPLY,
-    RULES,
+from kpoll.vhost.messages import FLAG_REPLY, RULES, VERSION, BackendRequest, Header, Request, pack_request
+from kpoll.vhost.payloads import (
     U64,
-    VERSION,
-    BackendRequest,
     Config,
     Empty,
-    Header,
     MemoryRegion,
     MemoryRegions,
     Payload,
-    Request,
     SingleMemoryRegion,
     VringAddr,
     VringFd,
     VringState,
-    pack_request,
 )
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from kpoll.vhost._core import ffi, lib
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from kpoll.vhost.messages import MemoryRegion
+    from kpoll.vhost.payloads import MemoryRegion
 
 MEM_SLOTS_MAX: int = lib.MEM_REGIONS_MAX
 """Regions that a table can have: the answer to GET_MAX_MEM_SLOTS."""

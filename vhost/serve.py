@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from kpoll.vhost.connection import Connection
-from kpoll.vhost.messages import MessageError
+from kpoll.vhost.payloads import MessageError
 from kpoll.vhost.session import Session, SessionEndedError
 
 if TYPE_CHECKING:

@@ -18,24 +18,19 @@ import trio
 from kpoll.vhost.device import DeviceError
 from kpoll.vhost.features import ProtocolFeature, VirtioFeature, names, without
 from kpoll.vhost.memory import MEM_SLOTS_MAX, MemoryTable, map_region
-from kpoll.vhost.messages import (
-    RULES,
+from kpoll.vhost.messages import RULES, BackendRequest, Request, pack_reply, pack_request, parse
+from kpoll.vhost.payloads import (
     U64,
-    BackendRequest,
     Config,
     Empty,
     MemoryRegion,
     MemoryRegions,
     MessageError,
     Payload,
-    Request,
     SingleMemoryRegion,
     VringAddr,
     VringFd,
     VringState,
-    pack_reply,
-    pack_request,
-    parse,
 )
 from kpoll.vhost.vring import check_doorbell
 from kpoll.vhost.vrings import Vrings

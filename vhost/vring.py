@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Self
 
-    from kpoll.vhost.messages import VringAddr
+    from kpoll.vhost.payloads import VringAddr
 
 
 def check_doorbell(fd: int) -> None:

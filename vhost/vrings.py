@@ -14,7 +14,7 @@ import trio
 
 from kpoll.vhost.device import DeviceError, VringConfig
 from kpoll.vhost.features import VirtioFeature, without
-from kpoll.vhost.messages import MessageError
+from kpoll.vhost.payloads import MessageError
 from kpoll.vhost.vring import Vring
 
 if TYPE_CHECKING:

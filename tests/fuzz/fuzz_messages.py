@@ -28,22 +28,19 @@ with atheris.instrument_imports(include=["kpoll.vhost"]):
     from kpoll.vhost.connection import Fds, Received
     from kpoll.vhost.features import VirtioFeature
     from kpoll.vhost.memory import survive_truncation
-    from kpoll.vhost.messages import (
+    from kpoll.vhost.messages import RULES, Header, Request, pack_request
+    from kpoll.vhost.payloads import (
         PAYLOAD_MAX,
-        RULES,
         U64,
         Config,
         Empty,
-        Header,
         MemoryRegion,
         MemoryRegions,
         MessageError,
-        Request,
         SingleMemoryRegion,
         VringAddr,
         VringFd,
         VringState,
-        pack_request,
     )
     from kpoll.vhost.session import PROTOCOL_FEATURES, Session, SessionEndedError
     from tests.wire.harness import AVAIL, DESC, SIZE, USED, RecordingDevice, resources

@@ -9,27 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kpoll.vhost.features import ProtocolFeature, VirtioFeature, names, without
-from kpoll.vhost.messages import (
+from kpoll.vhost.messages import FDS_MAX, RULES, Header, Request, pack_reply, pack_request, parse
+from kpoll.vhost.payloads import (
     CONFIG_SPACE_MAX,
-    FDS_MAX,
     PAYLOAD_MAX,
-    RULES,
     U64,
     Config,
     Empty,
-    Header,
     MemoryRegion,
     MemoryRegions,
     MessageError,
     Payload,
-    Request,
     SingleMemoryRegion,
     VringAddr,
     VringFd,
     VringState,
-    pack_reply,
-    pack_request,
-    parse,
 )
 
 u32 = st.integers(0, 2**32 - 1)

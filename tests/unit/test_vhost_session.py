@@ -13,20 +13,17 @@ from hypothesis import strategies as st
 
 from kpoll.vhost.connection import Fds, Received
 from kpoll.vhost.features import ProtocolFeature, VirtioFeature
-from kpoll.vhost.messages import (
+from kpoll.vhost.messages import Header, Request, pack_reply, pack_request
+from kpoll.vhost.payloads import (
     U64,
     Empty,
-    Header,
     MemoryRegion,
     MemoryRegions,
     Payload,
-    Request,
     SingleMemoryRegion,
     VringAddr,
     VringFd,
     VringState,
-    pack_reply,
-    pack_request,
 )
 from kpoll.vhost.session import Session
 from tests.wire.harness import AVAIL, DESC, SIZE, USED, RecordingDevice, resources

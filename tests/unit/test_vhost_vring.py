@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kpoll.vhost.messages import VringAddr
+from kpoll.vhost.payloads import VringAddr
 from kpoll.vhost.vring import DoorbellSlot, Vring, check_doorbell
 
 if TYPE_CHECKING:

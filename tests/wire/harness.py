@@ -17,7 +17,8 @@ from kpoll.vhost._core import ffi
 from kpoll.vhost.device import Device, DeviceError, VringConfig
 from kpoll.vhost.features import ProtocolFeature, VirtioFeature
 from kpoll.vhost.frontend import Frontend, Memory, Vring
-from kpoll.vhost.messages import Request, VringAddr, VringFd, VringState
+from kpoll.vhost.messages import Request
+from kpoll.vhost.payloads import VringAddr, VringFd, VringState
 from kpoll.vhost.serve import serve_connection
 from kpoll.vhost.virtqueue import Virtqueue
 

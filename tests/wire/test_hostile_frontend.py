@@ -11,16 +11,8 @@ import pytest
 
 from kpoll.vhost.features import ProtocolFeature
 from kpoll.vhost.frontend import Frontend, FrontendError
-from kpoll.vhost.messages import (
-    U64,
-    Empty,
-    Header,
-    MemoryRegion,
-    MemoryRegions,
-    Request,
-    VringFd,
-    pack_request,
-)
+from kpoll.vhost.messages import Header, Request, pack_request
+from kpoll.vhost.payloads import U64, Empty, MemoryRegion, MemoryRegions, VringFd
 from tests.wire.harness import Backend, resources
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import pytest
 from kpoll.vhost.features import ProtocolFeature
 from kpoll.vhost.frontend import Frontend, FrontendError
 from kpoll.vhost.memory import survive_truncation
-from kpoll.vhost.messages import MemoryRegion, MemoryRegions, Request, SingleMemoryRegion, pack_request
+from kpoll.vhost.messages import Request, pack_request
+from kpoll.vhost.payloads import MemoryRegion, MemoryRegions, SingleMemoryRegion
 from tests.wire.harness import Backend, RecordingDevice, add_ring_memory, resources, set_up
 
 if TYPE_CHECKING:

@@ -6,17 +6,8 @@ import pytest
 
 from kpoll.vhost.features import ProtocolFeature, VirtioFeature
 from kpoll.vhost.frontend import FrontendError
-from kpoll.vhost.messages import (
-    RULES,
-    U64,
-    Config,
-    Empty,
-    Header,
-    Payload,
-    Request,
-    VringState,
-    pack_request,
-)
+from kpoll.vhost.messages import RULES, Header, Request, pack_request
+from kpoll.vhost.payloads import U64, Config, Empty, Payload, VringState
 from tests.wire.harness import CONFIG, Backend, RecordingDevice, add_ring_memory, set_up
 
 

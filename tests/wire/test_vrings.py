@@ -13,7 +13,8 @@ import pytest
 
 from kpoll.vhost.features import VirtioFeature
 from kpoll.vhost.frontend import Frontend, FrontendError, Memory
-from kpoll.vhost.messages import U64, BackendRequest, Request, VringFd, VringState, pack_request
+from kpoll.vhost.messages import BackendRequest, Request, pack_request
+from kpoll.vhost.payloads import U64, VringFd, VringState
 from kpoll.vhost.virtqueue import VirtqueueFaultError
 from tests.wire.harness import (
     AVAIL,
