@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kpoll.backend.blk_config import BlkFeature
+from kpoll.vhost.driver import Buffer
 from kpoll.vhost.features import VirtioFeature
 from kpoll.vhost.frontend import Frontend, FrontendError
 from tests.cli.harness import FLUSH, IN, OUT, PATIENCE_S, SECTOR, Daemon, Guest
@@ -241,6 +242,21 @@ def test_a_broken_queue_is_one_line_in_the_log_and_the_disk_goes_on(sock: Path, 
             assert guest.request(IN, 0, length=SECTOR)[0] == 0
         assert daemon.stop() == 0
     assert len([line for line in daemon.log if line["event"] == "queue_fault"]) == 1
+
+
+def test_a_front_end_that_takes_its_memory_away_breaks_its_own_queue_only(sock: Path, image: Path) -> None:
+    with Daemon("blk", "--socket-path", sock, "--blk-file", image) as daemon:
+        daemon.logged("listening")
+        with Guest(sock) as guest:
+            gone = guest.data
+            os.ftruncate(gone.fd, 0)
+            guest.driver.add([Buffer(gone.gpa, 16)], [Buffer(gone.gpa + 4096, SECTOR + 1)], 0)
+            guest.driver.publish()
+            assert daemon.logged("queue_fault")["kind"] == "memory_gone"
+        daemon.logged("frontend_disconnected")
+        with Guest(sock) as guest:
+            assert guest.request(IN, 0, length=SECTOR)[0] == 0
+        assert daemon.stop() == 0
 
 
 def test_a_front_end_that_talks_nonsense_is_sent_away_and_the_next_is_served(sock: Path, image: Path) -> None:
