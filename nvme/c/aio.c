@@ -12,11 +12,6 @@
  * out; the first submit after which something is still under way brings it back at once. What was submitted without
  * it until then is counted as `unsignalled`, and the worker's sleep is short while there is any.
  *
- * Such a device does all its work on our CPU inside our system call, so an asynchronous request is overhead as well:
- * a plain pread(2) of 4 KiB from zram takes 2.0 us, io_submit(2) of one takes 2.6 us and of eight 2.4 us each. Block
- * devices without RWF_NOWAIT (with it, a device is one that queues) are therefore read and written directly, SYNC_RUN
- * batches long; every batch after that goes through io_submit(2) again, to see whether the device is still like that.
- *
  * Blocking: with RWF_NOWAIT the kernel answers -EAGAIN instead of blocking in io_submit(2), and the request moves to
  * a helper thread. Without it, direct I/O may block for a moment (allocation, tags), which is accepted; the page
  * cache would block for as long as the disk takes, so there the helper does it all.
@@ -34,7 +29,6 @@
 
 #define AIO_RING_MAGIC 0xa10a10a1
 #define INLINE_RUN 64
-#define SYNC_RUN 16
 
 struct aio_ring {
 	unsigned id, nr, head, tail;
@@ -50,8 +44,6 @@ struct aio {
 	uint32_t iocb_flags;  /* of the next iocbs: IOCB_FLAG_RESFD or 0 */
 	uint32_t in_kernel;   /* submitted and not reaped */
 	uint32_t inline_run;  /* submits in a row that left nothing under way, up to INLINE_RUN */
-	uint32_t sync_left;   /* batches to carry out by pread(2) and pwrite(2) before io_submit(2) is asked again */
-	struct io_list ready; /* what came of those */
 	uint32_t helper_ops;  /* bit 1 << enum io_op: goes to the helper without asking */
 	int nowait[2];	      /* by IO_READ, IO_WRITE: RWF_NOWAIT or 0 */
 	uint32_t depth, staged;
@@ -125,8 +117,6 @@ static void aio_learn(struct aio *a, unsigned sent)
 			a->engine.completes_inline = true;
 			a->iocb_flags = 0;
 		}
-		if (a->engine.completes_inline && a->engine.target->block_device && !a->nowait[IO_READ])
-			a->sync_left = SYNC_RUN;
 		return;
 	}
 	a->inline_run = 0;
@@ -173,40 +163,6 @@ static void aio_refill(struct aio *a)
 	a->engine.held = a->staged;
 }
 
-static int64_t aio_call(const struct io_req *r)
-{
-	const struct iocb *c = &r->iocb;
-	int fd = (int)c->aio_fildes;
-	ssize_t ret;
-
-	if (c->aio_lio_opcode == IOCB_CMD_PREAD)
-		ret = pread(fd, r->iov->iov_base, r->iov->iov_len, (off_t)r->offset);
-	else if (c->aio_lio_opcode == IOCB_CMD_PWRITE && !c->aio_rw_flags)
-		ret = pwrite(fd, r->iov->iov_base, r->iov->iov_len, (off_t)r->offset);
-	else if (r->op == IO_READ)
-		ret = preadv2(fd, r->iov, (int)r->iovcnt, (off_t)r->offset, c->aio_rw_flags);
-	else
-		ret = pwritev2(fd, r->iov, (int)r->iovcnt, (off_t)r->offset, c->aio_rw_flags);
-	return ret < 0 ? -errno : ret;
-}
-
-static void aio_submit_sync(struct aio *a)
-{
-	unsigned n = a->staged;
-
-	for (unsigned i = 0; i < n; i++) {
-		struct io_req *r = (struct io_req *)(uintptr_t)a->iocbs[i]->aio_data;
-
-		if (likely(aio_result(a, r, aio_call(r))))
-			io_list_push(&a->ready, r);
-	}
-	count_add(&a->engine.stats.submits, n);
-	count_add(&a->engine.stats.inline_done, n);
-	a->sync_left--;
-	a->staged = 0;
-	aio_refill(a);
-}
-
 static int aio_submit(struct io_engine *e)
 {
 	struct aio *a = container_of(e, struct aio, engine);
@@ -214,10 +170,6 @@ static int aio_submit(struct io_engine *e)
 
 	if (!n)
 		return 0;
-	if (a->sync_left) {
-		aio_submit_sync(a);
-		return (int)n;
-	}
 	do {
 		long ret = syscall(SYS_io_submit, a->ctx, (long)(n - sent), a->iocbs + sent);
 
@@ -298,10 +250,8 @@ static unsigned aio_reap(struct io_engine *e, struct io_req **done, unsigned max
 	struct aio *a = container_of(e, struct aio, engine);
 	unsigned n = 0;
 
-	while (a->ready.first && n < max)
-		done[n++] = io_list_pop(&a->ready);
 	if (a->in_kernel)
-		n += likely(a->ring) ? aio_reap_ring(a, done + n, max - n) : aio_reap_syscall(a, done + n, max - n);
+		n = likely(a->ring) ? aio_reap_ring(a, done, max) : aio_reap_syscall(a, done, max);
 	if (unlikely(e->unsignalled) && !a->in_kernel)
 		e->unsignalled = 0; /* it counted a few too many, if some with RESFD were not reaped when it was set */
 	n += io_helper_reap(e->helper, done + n, max - n, &e->stats);
