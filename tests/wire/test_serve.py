@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,13 +18,14 @@ from kpoll.vhost.vrings import VRINGS_MAX
 from tests.wire.harness import RecordingDevice, add_ring_memory, resources, set_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from kpoll.vhost.device import VringConfig
 
 LOG = structlog.wrap_logger(
     structlog.PrintLogger(), [LogCapture()], wrapper_class=structlog.make_filtering_bound_logger(0)
 )
+
+
+Wrap = Callable[[socket.socket], AnySocket]
 
 
 def as_it_is(sock: socket.socket) -> AnySocket:
@@ -36,7 +38,7 @@ def as_stream(sock: socket.socket) -> AnySocket:
 
 @pytest.mark.parametrize("wrap", [as_it_is, trio.socket.from_stdlib_socket, as_stream])
 def test_a_cancelled_session_stops_its_rings_and_gives_everything_back(
-    wrap: Callable[[socket.socket], AnySocket],
+    wrap: Wrap,
 ) -> None:
     """What SIGTERM does: the front-end is still there, and its rings run."""
     device = RecordingDevice()
