@@ -13,6 +13,7 @@ import textwrap
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import trio
@@ -23,6 +24,9 @@ from rich.table import Table
 from tests.vm.daemon import Daemon, Metrics, kpoll_blk, parsed
 from tests.vm.guest import Guest, qemu, qemu_command, qemu_disk
 from tests.vm.image import cache_dir
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 MIB = 1 << 20
 IMAGE_MIB = 1024
@@ -223,36 +227,38 @@ def summary(demo: Demo, log: Path, seconds: float) -> Table:
 
 
 async def demonstrate(console: Console, accel: str) -> int:
-    """Run the scenario until its end or a signal; return the exit code."""
-    log = cache_dir() / "demo" / "kpoll.log"
-    log.parent.mkdir(exist_ok=True)
-    log.unlink(missing_ok=True)
-    start = time.monotonic()
+    """Run the demo until its end or a signal; return the exit code."""
     code = INTERRUPTED
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_cancel_on_signal, nursery.cancel_scope)
-        with tempfile.TemporaryDirectory(prefix="kpoll-demo-") as folder:
-            demo = Demo(console, Path(folder), accel)
-            try:
-                await scenario(demo, log)
-            except (CheckError, AssertionError, OSError) as failure:
-                console.print(f"\n[bold red]✘ {type(failure).__name__}[/]", str(failure), markup=True, highlight=False)
-                console.print(f"kpoll's log: {log}")
-                code = 1
-            else:
-                console.print()
-                console.print(summary(demo, log, time.monotonic() - start))
-                code = 0
-        nursery.cancel_scope.cancel()
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_on, signals, nursery.cancel_scope)
+            with tempfile.TemporaryDirectory(prefix="kpoll-demo-") as folder:
+                code = await _outcome(Demo(console, Path(folder), accel))
+            nursery.cancel_scope.cancel()
     if code == INTERRUPTED:
         console.print("\nInterrupted; everything that was started has been ended and removed.")
     return code
 
 
-async def _cancel_on_signal(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-        async for _ in signals:
-            scope.cancel()
+async def _outcome(demo: Demo) -> int:
+    log = cache_dir() / "demo" / "kpoll.log"
+    log.parent.mkdir(exist_ok=True)
+    log.unlink(missing_ok=True)
+    start = time.monotonic()
+    try:
+        await scenario(demo, log)
+    except (CheckError, AssertionError, OSError) as failure:
+        demo.console.print(f"\n[bold red]✘ {type(failure).__name__}[/]")
+        demo.console.print(f"{failure}\nkpoll's log: {log}", markup=False)
+        return 1
+    demo.console.print()
+    demo.console.print(summary(demo, log, time.monotonic() - start))
+    return 0
+
+
+async def _cancel_on(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for _ in signals:
+        scope.cancel()
 
 
 @click.command()

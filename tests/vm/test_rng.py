@@ -25,9 +25,7 @@ async def test_linux_reads_entropy_from_the_example_device(tmp_path: Path) -> No
         await backend.expect(lambda line: "listening" in line, "its socket", 20)
         async with qemu(devices) as guest:
             assert await guest.run("cat /sys/class/misc/hw_random/rng_current") == "virtio_rng.0"
-            reads = (
-                "for n in 1 2; do dd if=/dev/hwrng bs=4096 count=4 status=none | sha256sum; done"
-            )
+            reads = "for n in 1 2; do dd if=/dev/hwrng bs=4096 count=4 status=none | sha256sum; done"
             first, second = (await guest.run(reads)).splitlines()
             assert first != second
             zeros = await guest.run("dd if=/dev/zero bs=4096 count=4 status=none | sha256sum")

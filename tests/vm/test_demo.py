@@ -1,0 +1,61 @@
+"""`make demo` is a promise to newcomers: it holds, and it leaves nothing behind."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from trio.testing import trio_test
+
+from tests.vm.child import Child, running
+
+DEMO = [sys.executable, "-m", "tests.vm.demo"]
+INTERRUPTED = 130
+
+
+async def folder_of(demo: Child) -> Path:
+    """Return where the demo keeps its image, as it tells in its first step."""
+    line = await demo.expect(lambda line: "/disk.img" in line, "the image's path", seconds=60)
+    found = re.search(r"(/\S+)/disk\.img", line)
+    assert found is not None
+    return Path(found[1])
+
+
+def processes_with(folder: Path) -> list[str]:
+    """Return the command lines of running processes that name a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = process.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended since
+        if str(folder) in command:
+            found.append(command)
+    return found
+
+
+@trio_test
+async def test_every_check_of_the_demo_holds_and_it_cleans_up() -> None:
+    """Exit code 0, and neither processes nor files are left."""
+    async with running("the demo", DEMO) as demo:
+        folder = await folder_of(demo)
+        assert await demo.wait(seconds=300) == 0
+        assert not folder.exists()
+        assert processes_with(folder) == []
+
+
+@pytest.mark.parametrize("moment", ["truncate", "QEMU boots", "booted in", "random data"])
+@trio_test
+async def test_an_interrupted_demo_leaves_nothing_behind(moment: str) -> None:
+    """Ctrl-C while it starts, boots or works: guest, daemon and files are gone."""
+    async with running("the demo", DEMO) as demo:
+        folder = await folder_of(demo)
+        if moment not in "".join(demo.lines):
+            await demo.expect(lambda line: moment in line, f"the moment {moment!r}", seconds=120)
+        demo.signal(signal.SIGINT)
+        assert await demo.wait(seconds=30) == INTERRUPTED
+        assert not folder.exists()
+        assert processes_with(folder) == []
