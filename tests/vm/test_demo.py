@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -24,8 +25,8 @@ async def folder_of(demo: Child) -> Path:
     return Path(found[1])
 
 
-def processes_with(folder: Path) -> list[str]:
-    """Return the command lines of running processes that name a folder."""
+def processes_with(folder: Path) -> list[tuple[int, str]]:
+    """Return the running processes whose command lines name a folder: their pids and command lines."""
     found = []
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -33,7 +34,7 @@ def processes_with(folder: Path) -> list[str]:
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended since
         if str(folder) in command:
-            found.append(command)
+            found.append((int(process.parent.name), command))
     return found
 
 
@@ -57,5 +58,20 @@ async def test_an_interrupted_demo_leaves_nothing_behind(moment: str) -> None:
             await demo.expect(lambda line: moment in line, f"the moment {moment!r}", seconds=120)
         demo.signal(signal.SIGINT)
         assert await demo.wait(seconds=30) == INTERRUPTED
+        assert not folder.exists()
+        assert processes_with(folder) == []
+
+
+@trio_test
+async def test_a_demo_whose_guest_dies_fails_and_cleans_up() -> None:
+    """It says so, exits 1, and still leaves nothing behind."""
+    async with running("the demo", DEMO) as demo:
+        folder = await folder_of(demo)
+        await demo.expect(lambda line: "booted in" in line, "a booted guest", seconds=120)
+        for pid, command in processes_with(folder):
+            if command.startswith("qemu-system"):
+                os.kill(pid, signal.SIGKILL)
+        assert await demo.wait(seconds=30) == 1
+        assert any("ended while waiting" in line for line in demo.lines)
         assert not folder.exists()
         assert processes_with(folder) == []
