@@ -152,7 +152,12 @@ int blk_parse(struct blk_queue *q, struct blk_req *req)
 
 	if (unlikely(in == 0 || chain->out_len < sizeof(header)))
 		return virtq_fail(&q->vq, VIRTQ_FAULT_REQUEST);
-	used = take(iov, out, &header, sizeof(header));
+	if (likely(iov->iov_len == sizeof(header))) {
+		copy_once(&header, iov->iov_base, sizeof(header));
+		used = 1;
+	} else {
+		used = take(iov, out, &header, sizeof(header));
+	}
 	iov += used;
 	out -= (unsigned)used;
 	last->iov_len--;

@@ -105,12 +105,22 @@ int virtq_pop(struct virtq *q, struct virtq_chain *chain, struct iovec *iov, uns
 	return q->packed ? virtq_packed_pop(q, &gather) : virtq_split_pop(q, &gather);
 }
 
-/* The way of a buffer that crosses mappings. Return: 0 or -EPROTO */
-static int gather_pieces(struct virtq *q, struct virtq_gather *g, uint64_t addr_gpa, uint64_t len, uint16_t *count)
+int virtq_gather_rare(struct virtq *q, struct virtq_gather *g, uint64_t addr_gpa, uint32_t len, bool writable)
 {
-	while (len > 0) {
-		unsigned used = g->chain->out_count + g->chain->in_count;
-		uint64_t run = len;
+	struct virtq_chain *c = g->chain;
+	uint64_t left = len;
+
+	if (len == 0)
+		return virtq_fail(q, VIRTQ_FAULT_ZERO_LENGTH);
+	if (!writable && c->in_count > 0) /* virtio 1.2 §2.7.4.2: readable ones come first */
+		return virtq_fail(q, VIRTQ_FAULT_ORDER);
+	if (__builtin_add_overflow(writable ? c->in_len : c->out_len, len, writable ? &c->in_len : &c->out_len))
+		return virtq_fail(q, VIRTQ_FAULT_TOO_MANY);
+	if (addr_gpa + len < addr_gpa)
+		return virtq_fail(q, VIRTQ_FAULT_ADDRESS);
+	while (left > 0) {
+		unsigned used = c->out_count + c->in_count;
+		uint64_t run = left;
 		void *at = mem_gpa_run(q->mem, addr_gpa, &run);
 
 		if (!at)
@@ -118,36 +128,11 @@ static int gather_pieces(struct virtq *q, struct virtq_gather *g, uint64_t addr_
 		if (used >= g->cap)
 			return virtq_fail(q, VIRTQ_FAULT_TOO_MANY);
 		g->iov[used] = (struct iovec){ at, run };
-		(*count)++;
+		(*(writable ? &c->in_count : &c->out_count))++;
 		addr_gpa += run;
-		len -= run;
+		left -= run;
 	}
 	return 0;
-}
-
-int virtq_gather_buffer(struct virtq *q, struct virtq_gather *g, uint64_t addr_gpa, uint32_t len, bool writable)
-{
-	struct virtq_chain *c = g->chain;
-	uint16_t *count = writable ? &c->in_count : &c->out_count;
-	uint32_t *total = writable ? &c->in_len : &c->out_len;
-	unsigned used = c->out_count + c->in_count;
-	void *at;
-
-	if (unlikely(len == 0))
-		return virtq_fail(q, VIRTQ_FAULT_ZERO_LENGTH);
-	if (unlikely(!writable && c->in_count > 0)) /* virtio 1.2 §2.7.4.2: readable ones come first */
-		return virtq_fail(q, VIRTQ_FAULT_ORDER);
-	if (unlikely(used >= g->cap || __builtin_add_overflow(*total, len, total)))
-		return virtq_fail(q, VIRTQ_FAULT_TOO_MANY);
-	at = mem_gpa(q->mem, addr_gpa, len);
-	if (likely(at != NULL)) {
-		g->iov[used] = (struct iovec){ at, len };
-		(*count)++;
-		return 0;
-	}
-	if (addr_gpa + len < addr_gpa)
-		return virtq_fail(q, VIRTQ_FAULT_ADDRESS);
-	return gather_pieces(q, g, addr_gpa, len, count);
 }
 
 int virtq_check_indirect(struct virtq *q, uint32_t len, uint16_t flags)

@@ -86,7 +86,7 @@ static int gather_indirect(struct virtq *q, struct virtq_gather *g, uint64_t tab
 		struct vring_packed_desc d;
 
 		if (likely(table != NULL && (uintptr_t)table % sizeof(uint64_t) == 0))
-			d = *(const volatile struct vring_packed_desc *)&table[i];
+			d = virtq_copy_packed_desc(&table[i]);
 		else if (mem_read_gpa(q->mem, &d, table_gpa + (uint64_t)i * sizeof(d), sizeof(d)) < 0)
 			return virtq_fail(q, VIRTQ_FAULT_ADDRESS);
 		if (d.flags & VRING_DESC_F_INDIRECT)
@@ -109,7 +109,7 @@ int virtq_packed_pop(struct virtq *q, struct virtq_gather *g)
 	do {
 		if (unlikely(ndesc == q->size))
 			return virtq_fail(q, VIRTQ_FAULT_LOOP);
-		d = *(const volatile struct vring_packed_desc *)&q->ring[slot];
+		d = virtq_copy_packed_desc(&q->ring[slot]);
 		if (unlikely(!is_available(d.flags, wrap)))
 			return virtq_fail(q, VIRTQ_FAULT_INCOMPLETE);
 		if (d.flags & VRING_DESC_F_INDIRECT) {

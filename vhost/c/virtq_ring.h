@@ -11,6 +11,29 @@
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rings are little-endian; this host would need swaps");
 _Static_assert(sizeof(struct vring_desc) == 16 && sizeof(struct vring_packed_desc) == 16, "descriptors are 16 bytes");
 
+typedef uint64_t __attribute__((may_alias)) virtq_word;
+
+/* Copy a descriptor once, in two loads. @at is 8-byte aligned. */
+static inline struct vring_desc virtq_copy_desc(const struct vring_desc *at)
+{
+	const virtq_word *words = (const virtq_word *)at;
+	uint64_t rest = READ_ONCE(words[1]);
+
+	return (struct vring_desc){
+		.addr = READ_ONCE(words[0]), .len = (uint32_t)rest, .flags = (uint16_t)(rest >> 32), .next = (uint16_t)(rest >> 48)
+	};
+}
+
+static inline struct vring_packed_desc virtq_copy_packed_desc(const struct vring_packed_desc *at)
+{
+	const virtq_word *words = (const virtq_word *)at;
+	uint64_t rest = READ_ONCE(words[1]);
+
+	return (struct vring_packed_desc){
+		.addr = READ_ONCE(words[0]), .len = (uint32_t)rest, .id = (uint16_t)(rest >> 32), .flags = (uint16_t)(rest >> 48)
+	};
+}
+
 /* Where a chain's buffers are gathered. */
 struct virtq_gather {
 	struct virtq_chain *chain;
@@ -18,8 +41,31 @@ struct virtq_gather {
 	unsigned cap;
 };
 
+/* virtq_gather_rare() - Append a buffer that crosses mappings, or find out what is wrong with it. Return: 0 or -EPROTO */
+int virtq_gather_rare(struct virtq *q, struct virtq_gather *g, uint64_t addr_gpa, uint32_t len, bool writable);
+
 /* virtq_gather_buffer() - Append one descriptor's buffer. Return: 0 or -EPROTO (virtq_fail() has been called) */
-int virtq_gather_buffer(struct virtq *q, struct virtq_gather *g, uint64_t addr_gpa, uint32_t len, bool writable);
+static inline int virtq_gather_buffer(struct virtq *q, struct virtq_gather *g, uint64_t addr_gpa, uint32_t len,
+				      bool writable)
+{
+	struct virtq_chain *c = g->chain;
+	unsigned used = c->out_count + c->in_count;
+	uint32_t total = (writable ? c->in_len : c->out_len) + len;
+	void *at = mem_gpa(q->mem, addr_gpa, len);
+
+	/* A total that did not grow has wrapped, or @len is 0. */
+	if (unlikely(!at || used >= g->cap || total <= len - 1 || (!writable && c->in_count > 0)))
+		return virtq_gather_rare(q, g, addr_gpa, len, writable);
+	g->iov[used] = (struct iovec){ at, len };
+	if (writable) {
+		c->in_count++;
+		c->in_len = total;
+	} else {
+		c->out_count++;
+		c->out_len = total;
+	}
+	return 0;
+}
 
 /* virtq_check_indirect() - The rules for a descriptor with VRING_DESC_F_INDIRECT. Return: entries in its table or -EPROTO */
 int virtq_check_indirect(struct virtq *q, uint32_t len, uint16_t flags);

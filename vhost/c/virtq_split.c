@@ -60,7 +60,7 @@ static int gather_indirect(struct virtq *q, struct virtq_gather *g, uint64_t tab
 		struct vring_desc d;
 
 		if (likely(table != NULL && (uintptr_t)table % sizeof(uint64_t) == 0))
-			d = *(const volatile struct vring_desc *)&table[i];
+			d = virtq_copy_desc(&table[i]);
 		else if (mem_read_gpa(q->mem, &d, table_gpa + i * sizeof(d), sizeof(d)) < 0)
 			return virtq_fail(q, VIRTQ_FAULT_ADDRESS);
 		if (d.flags & VRING_DESC_F_INDIRECT)
@@ -80,7 +80,7 @@ static int gather_indirect(struct virtq *q, struct virtq_gather *g, uint64_t tab
 static int gather_chain(struct virtq *q, struct virtq_gather *g, uint32_t i)
 {
 	for (uint32_t walked = 0; walked < q->size; walked++) {
-		struct vring_desc d = *(const volatile struct vring_desc *)&q->desc[i];
+		struct vring_desc d = virtq_copy_desc(&q->desc[i]);
 
 		if (d.flags & VRING_DESC_F_INDIRECT) {
 			int entries = virtq_check_indirect(q, d.len, d.flags);
