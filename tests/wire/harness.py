@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 from contextlib import contextmanager
@@ -121,6 +122,7 @@ class Backend:
     @contextmanager
     def socket(self) -> Iterator[socket.socket]:
         """Give a raw connection; in the end the session must have ended in order, and have given everything back."""
+        gc.collect()  # what earlier tests left in cycles must not go while we count
         held = resources()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.settimeout(TIMEOUT_S)

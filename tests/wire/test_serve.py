@@ -77,9 +77,9 @@ def test_a_bug_in_a_device_is_not_taken_for_the_front_ends_fault() -> None:
     ours, theirs = socket.socketpair()
 
     def use() -> None:
-        frontend = Frontend(ours)
-        frontend.negotiate()
-        set_up(frontend, add_ring_memory(frontend))
+        with Frontend(ours) as frontend:
+            frontend.negotiate()
+            set_up(frontend, add_ring_memory(frontend))
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
