@@ -18,8 +18,8 @@
 
 #include "blk_queue.h"
 
-#define BATCH 32        /* chains popped of one queue per turn */
-#define BATCH_INLINE 8  /* the same where the device completes inside the submit call */
+#define BATCH 32       /* chains popped of one queue per turn */
+#define BATCH_INLINE 8 /* the same where the device completes inside the submit call */
 #define REAP 64
 #define LANE_QUEUES 256
 
@@ -27,8 +27,8 @@ struct blk_lane {
 	struct blk_dev *dev;
 	struct io_engine *io;
 	unsigned count;
-	uint32_t broken_seen;  /* mem_broken_count() when the queues' memory was last looked at */
-	bool broke;            /* a queue broke since the worker last asked */
+	uint32_t broken_seen; /* mem_broken_count() when the queues' memory was last looked at */
+	bool broke;	      /* a queue broke since the worker last asked */
 	struct blk_queue *queues[LANE_QUEUES];
 };
 
@@ -351,7 +351,8 @@ static int make_reqs(struct blk_queue *q, uint32_t count)
 	if (q->reqs_count == count)
 		return 0;
 	free_reqs(q);
-	at = mmap(NULL, count * sizeof(*q->reqs), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	at = mmap(NULL, count * sizeof(*q->reqs), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+		  -1, 0);
 	if (at == MAP_FAILED)
 		return -ENOMEM;
 	q->reqs = at;

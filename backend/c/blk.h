@@ -15,12 +15,12 @@
 
 #define BLK_SECTOR 512u
 #define BLK_SERIAL_LEN 20
-#define BLK_SEG_MAX 126        /* data segments of one request: what fits beside header and status in 128 */
-#define BLK_RANGES_MAX 16      /* max_discard_seg, max_write_zeroes_seg */
+#define BLK_SEG_MAX 126	  /* data segments of one request: what fits beside header and status in 128 */
+#define BLK_RANGES_MAX 16 /* max_discard_seg, max_write_zeroes_seg */
 
 enum blk_metric_op { BLK_READ, BLK_WRITE, BLK_FLUSH, BLK_DISCARD, BLK_WRITE_ZEROES, BLK_GET_ID, BLK_OTHER, BLK_OPS };
 enum blk_metric_error { BLK_E_IO, BLK_E_UNSUPPORTED, BLK_E_RANGE, BLK_E_READ_ONLY, BLK_ERRORS };
-#define BLK_BUCKETS 24         /* latency histogram: bucket i counts < 1 µs << i; the last one the rest */
+#define BLK_BUCKETS 24 /* latency histogram: bucket i counts < 1 µs << i; the last one the rest */
 
 struct blk_stats {
 	uint64_t requests[BLK_OPS];
@@ -32,16 +32,16 @@ struct blk_stats {
 
 struct blk_dev {
 	struct io_target target;
-	uint64_t capacity;      /* sectors; atomic: Python raises it when the file grows */
+	uint64_t capacity; /* sectors; atomic: Python raises it when the file grows */
 	bool read_only;
-	uint8_t write_back;     /* atomic: CONFIG_WCE's writeback, or FLUSH negotiated without it */
+	uint8_t write_back; /* atomic: CONFIG_WCE's writeback, or FLUSH negotiated without it */
 	uint32_t max_discard_sectors, max_write_zeroes_sectors;
 	uint8_t serial[BLK_SERIAL_LEN];
 };
 
 /* Who may touch a queue, and what it does; changes are announced through the worker's event fd. */
 enum queue_state {
-	QUEUE_STOPPED = 0,  /* Python's: may be bound anew, its memory unmapped */
+	QUEUE_STOPPED = 0, /* Python's: may be bound anew, its memory unmapped */
 	QUEUE_RUNNING = 1,
 	QUEUE_STOPPING = 2, /* no more pops; waits for its requests in flight */
 	QUEUE_BROKEN = 3,   /* a fault: no more pops; still the worker's until stopped */

@@ -112,7 +112,8 @@ static int parse_ranges(struct blk_req *req, struct iovec *data, unsigned count,
 		uint8_t status = check_range(dev, &segs[i], zeroes, &ranges[kept]);
 
 		if (status)
-			return blk_reject(req, status, status == VIRTIO_BLK_S_UNSUPP ? BLK_E_UNSUPPORTED : BLK_E_RANGE), 0;
+			return blk_reject(req, status, status == VIRTIO_BLK_S_UNSUPP ? BLK_E_UNSUPPORTED : BLK_E_RANGE),
+			       0;
 		if (ranges[kept].len > 0)
 			kept++;
 	}

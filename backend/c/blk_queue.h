@@ -16,7 +16,7 @@
 /* What DISCARD and WRITE_ZEROES name, checked and copied out of guest memory. */
 struct blk_range {
 	uint64_t offset, len; /* bytes */
-	uint32_t flags;       /* IO_F_* */
+	uint32_t flags;	      /* IO_F_* */
 };
 _Static_assert(sizeof(struct blk_range) * BLK_RANGES_MAX <= sizeof(struct iovec) * BLK_IOVS, "ranges overlay iovecs");
 
@@ -25,9 +25,9 @@ struct blk_req {
 	struct virtq_chain chain;
 	struct blk_queue *queue;
 	struct blk_req *free_next;
-	uint8_t *status;    /* in guest memory: the chain's last byte */
+	uint8_t *status; /* in guest memory: the chain's last byte */
 	uint64_t start_ns;
-	uint8_t op;         /* enum blk_metric_op */
+	uint8_t op;	       /* enum blk_metric_op */
 	uint8_t range, ranges; /* the current one and how many, when the overlay below holds them */
 	union {
 		struct iovec iov[BLK_IOVS];
@@ -42,9 +42,9 @@ struct blk_queue {
 	struct blk_req *free;
 	uint32_t reqs_count, reqs_used;
 	uint32_t in_flight;
-	uint32_t state;       /* enum queue_state, atomic */
+	uint32_t state; /* enum queue_state, atomic */
 	uint16_t index;
-	bool broke;           /* since the worker last asked */
+	bool broke; /* since the worker last asked */
 	struct blk_stats stats;
 };
 

@@ -59,13 +59,13 @@ struct worker {
 	struct held *held;
 	unsigned held_count, held_cap;
 	unsigned no_kick; /* held queues that have no kick descriptor */
-	bool stopping;    /* some held queue is STOPPING */
+	bool stopping;	  /* some held queue is STOPPING */
 	bool exiting;
 
 	/* The mailbox. */
 	pthread_mutex_t lock;
 	struct command *commands, **commands_end; /* under lock */
-	uint32_t notified;                        /* atomic */
+	uint32_t notified;			  /* atomic */
 	int mailbox_fd;
 	int event_fd;
 
@@ -365,6 +365,7 @@ void worker_stats(struct worker *w, struct worker_stats *out)
 	out->wait.sleeps = load_relaxed(&w->wait.stats.sleeps);
 	out->kicks = load_relaxed(&w->stats.kicks);
 	out->cpu_ns = 0;
-	if (load_acquire(&w->running) && pthread_getcpuclockid(w->thread, &clock) == 0 && clock_gettime(clock, &ts) == 0)
+	if (load_acquire(&w->running) && pthread_getcpuclockid(w->thread, &clock) == 0 &&
+	    clock_gettime(clock, &ts) == 0)
 		out->cpu_ns = (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }

@@ -19,8 +19,8 @@
 
 #define DISK_BYTES (8u << 20)
 #define DRIVER_MEMORY (4u << 20)
-#define DATA_AT (2u << 20)    /* data buffers in a driver's memory; rings below */
-#define HEADER_AT (1u << 20)  /* headers and status bytes */
+#define DATA_AT (2u << 20)   /* data buffers in a driver's memory; rings below */
+#define HEADER_AT (1u << 20) /* headers and status bytes */
 #define DISK_UVA 0x500000000000ull
 
 static inline struct blk_dev *disk_make(const char *path)
@@ -110,7 +110,8 @@ static inline uint8_t *client_status(struct client *c, unsigned slot)
 }
 
 /* Add a request of the usual three pieces; @len bytes of data at DATA_AT + @data. */
-static inline void client_add(struct client *c, unsigned slot, uint32_t type, uint64_t sector, uint32_t data, uint32_t len)
+static inline void client_add(struct client *c, unsigned slot, uint32_t type, uint64_t sector, uint32_t data,
+			      uint32_t len)
 {
 	bool to_guest = type == VIRTIO_BLK_T_IN || type == VIRTIO_BLK_T_GET_ID;
 	struct driver_buf bufs[3] = { { HEADER_AT + slot * 64, sizeof(struct virtio_blk_outhdr) } };

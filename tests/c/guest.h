@@ -29,8 +29,8 @@
 #define USED_GPA (1 * MIB + 0x2000)
 #define TABLE_GPA (1 * MIB + 0x3000)
 #define DATA_GPA (1 * MIB + 0x8000)
-#define BORDER_GPA (2 * MIB)  /* between the two adjacent regions */
-#define BEYOND_GPA (3 * MIB)  /* the first byte after them */
+#define BORDER_GPA (2 * MIB) /* between the two adjacent regions */
+#define BEYOND_GPA (3 * MIB) /* the first byte after them */
 
 struct guest {
 	struct mem_map *maps[3];
@@ -92,8 +92,8 @@ static inline void guest_start(struct guest *g, uint64_t features)
 }
 
 /* Split: one descriptor of the table at @table_gpa. */
-static inline void guest_desc(struct guest *g, uint64_t table_gpa, unsigned i, uint64_t addr, uint32_t len, uint16_t flags,
-			      uint16_t next)
+static inline void guest_desc(struct guest *g, uint64_t table_gpa, unsigned i, uint64_t addr, uint32_t len,
+			      uint16_t flags, uint16_t next)
 {
 	struct vring_desc *d = (struct vring_desc *)guest_at(g, table_gpa) + i;
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [str(path) for folder in ("kernel", "vhost", "nvme", "backend") for path in sorted((ROOT / folder / "c").glob("*.c"))]
+FOLDERS = ("kernel", "vhost", "nvme", "backend")
+SOURCES = [str(path) for folder in FOLDERS for path in sorted((ROOT / folder / "c").glob("*.c"))]
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror", f"-I{ROOT}"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
@@ -52,9 +53,8 @@ def test_program_without_data_races(name: str, tmp_path: Path) -> None:
     """
     binary = tmp_path / name
     sources = [str(Path(__file__).parent / f"{name}.c"), *SOURCES]
-    subprocess.run(
-        ["gcc", *FLAGS, "-Wno-tsan", "-fsanitize=thread", *sources, "-luring", "-lpthread", "-o", str(binary)], check=True
-    )
+    flags = [*FLAGS, "-Wno-tsan", "-fsanitize=thread"]
+    subprocess.run(["gcc", *flags, *sources, "-luring", "-lpthread", "-o", str(binary)], check=True)
     # TSan of Debian 12's gcc can't map its shadow under the address randomisation of newer kernels.
     run = subprocess.run(
         ["setarch", "-R", str(binary)], capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path

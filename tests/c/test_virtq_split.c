@@ -287,9 +287,12 @@ static void a_fault_signals_the_err_fd_once(void)
 
 static int init_with(uint32_t size, uint64_t desc_uva, uint64_t avail_uva, uint64_t used_uva)
 {
-	struct virtq_config cfg = {
-		.size = size, .desc_uva = desc_uva, .avail_uva = avail_uva, .used_uva = used_uva, .call_fd = -1, .err_fd = -1
-	};
+	struct virtq_config cfg = { .size = size,
+				    .desc_uva = desc_uva,
+				    .avail_uva = avail_uva,
+				    .used_uva = used_uva,
+				    .call_fd = -1,
+				    .err_fd = -1 };
 
 	return virtq_init(&g.q, &cfg, g.table);
 }
@@ -344,7 +347,7 @@ static void with_event_idx_it_is_called_at_the_used_entry_it_names(void)
 	CHECK(called_after_publish()); /* used.idx 1; the first one always calls */
 	avail->ring[GUEST_SIZE] = 2;
 	CHECK(!called_after_publish()); /* 2 */
-	CHECK(called_after_publish());  /* 3: entry 2 was used */
+	CHECK(called_after_publish());	/* 3: entry 2 was used */
 	CHECK(!called_after_publish());
 }
 

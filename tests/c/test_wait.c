@@ -49,9 +49,11 @@ static void an_indirect_word_is_followed_each_time(void)
 {
 	uint16_t flags[2] = { 0, 0x80 };
 	struct eventfd_poll_pair pair = { (uintptr_t)&flags[0], 0x80 };
-	struct eventfd_poll_info w = {
-		.addr = (uintptr_t)&pair, .size = 2, .op = EVENTFD_POLL_OP_EQUAL, .mask = 0x8080, .flags = EVENTFD_POLL_F_INDIRECT
-	};
+	struct eventfd_poll_info w = { .addr = (uintptr_t)&pair,
+				       .size = 2,
+				       .op = EVENTFD_POLL_OP_EQUAL,
+				       .mask = 0x8080,
+				       .flags = EVENTFD_POLL_F_INDIRECT };
 
 	CHECK(!wait_word_true(&w));
 	pair.addr = (uintptr_t)&flags[1];
@@ -100,10 +102,17 @@ static void the_arm_word_is_written_before_a_sleep_and_only_then(void)
 {
 	uint16_t word = 0, flags = 1, event = 0, shadow = 77;
 	struct eventfd_poll_info w[2] = {
-		{ .addr = (uintptr_t)&word, .size = 2, .op = EVENTFD_POLL_OP_NOT_EQUAL, .flags = EVENTFD_POLL_F_ARM,
-		  .arm_addr = (uintptr_t)&flags, .arm_val = 0 },
-		{ .addr = (uintptr_t)&word, .size = 2, .op = EVENTFD_POLL_OP_NOT_EQUAL,
-		  .flags = EVENTFD_POLL_F_ARM | EVENTFD_POLL_F_ARM_PTR, .arm_addr = (uintptr_t)&event,
+		{ .addr = (uintptr_t)&word,
+		  .size = 2,
+		  .op = EVENTFD_POLL_OP_NOT_EQUAL,
+		  .flags = EVENTFD_POLL_F_ARM,
+		  .arm_addr = (uintptr_t)&flags,
+		  .arm_val = 0 },
+		{ .addr = (uintptr_t)&word,
+		  .size = 2,
+		  .op = EVENTFD_POLL_OP_NOT_EQUAL,
+		  .flags = EVENTFD_POLL_F_ARM | EVENTFD_POLL_F_ARM_PTR,
+		  .arm_addr = (uintptr_t)&event,
 		  .arm_val = (uintptr_t)&shadow },
 	};
 	struct wait_set ws;
@@ -203,8 +212,13 @@ static void lose_nothing(enum wait_strategy strategy, uint32_t max_us)
 	struct peer p = { .fd = eventfd(0, EFD_NONBLOCK) };
 	uint32_t shadow = 0;
 	struct eventfd_poll_info w = {
-		.addr = (uintptr_t)&p.word, .size = 4, .op = EVENTFD_POLL_OP_NOT_EQUAL_PTR, .val = (uintptr_t)&shadow,
-		.flags = EVENTFD_POLL_F_ARM, .arm_addr = (uintptr_t)&p.armed, .arm_val = 1,
+		.addr = (uintptr_t)&p.word,
+		.size = 4,
+		.op = EVENTFD_POLL_OP_NOT_EQUAL_PTR,
+		.val = (uintptr_t)&shadow,
+		.flags = EVENTFD_POLL_F_ARM,
+		.arm_addr = (uintptr_t)&p.armed,
+		.arm_val = 1,
 	};
 	struct wait_set ws;
 	pthread_t thread;

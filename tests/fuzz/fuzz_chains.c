@@ -9,7 +9,8 @@ static bool inside(const struct iovec *iov)
 	for (unsigned i = 0; i < 2; i++) {
 		const uint8_t *start = mem_map_ptr(maps[i]), *at = iov->iov_base;
 
-		if (at >= start && at < start + REGION && iov->iov_len > 0 && iov->iov_len <= (size_t)(start + REGION - at))
+		if (at >= start && at < start + REGION && iov->iov_len > 0 &&
+		    iov->iov_len <= (size_t)(start + REGION - at))
 			return true;
 	}
 	return false;

@@ -1,6 +1,7 @@
 """Each libFuzzer harness runs from its committed corpus, a minute in CI and a few seconds elsewhere.
 
-KPOLL_FUZZ_SECONDS sets another time; `make fuzz` uses that, and KPOLL_FUZZ_KEEP=1 to merge what was found into the corpus.
+KPOLL_FUZZ_SECONDS sets another time; `make fuzz` uses that, and KPOLL_FUZZ_KEEP=1 to merge what was found into the
+corpus.
 """
 
 from __future__ import annotations

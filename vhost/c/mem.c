@@ -27,11 +27,11 @@
 #include "../../kernel/c/atomics.h"
 
 struct mem_map {
-	uint8_t *base;     /* page-aligned start of the mapping */
-	size_t bytes;      /* whole pages */
-	size_t page;       /* of the file: huge on hugetlbfs */
-	uint8_t *ptr;      /* where the named piece starts */
-	uint32_t broken;   /* atomic; set by the SIGBUS handler */
+	uint8_t *base;	 /* page-aligned start of the mapping */
+	size_t bytes;	 /* whole pages */
+	size_t page;	 /* of the file: huge on hugetlbfs */
+	uint8_t *ptr;	 /* where the named piece starts */
+	uint32_t broken; /* atomic; set by the SIGBUS handler */
 	unsigned slot;
 };
 
@@ -202,7 +202,8 @@ struct mem_table *mem_table_create(uint32_t count)
 	return t;
 }
 
-void mem_table_set(struct mem_table *t, uint32_t i, uint64_t gpa, uint64_t uva, uint64_t size, const struct mem_map *map)
+void mem_table_set(struct mem_table *t, uint32_t i, uint64_t gpa, uint64_t uva, uint64_t size,
+		   const struct mem_map *map)
 {
 	if (i < t->count)
 		t->regions[i] = (struct mem_region){ gpa, uva, size, map->ptr, map };

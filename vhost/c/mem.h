@@ -55,7 +55,8 @@ struct mem_table {
 
 /* mem_table_create() - Room for @count regions; NULL when out of memory or @count > MEM_REGIONS_MAX */
 struct mem_table *mem_table_create(uint32_t count);
-void mem_table_set(struct mem_table *t, uint32_t i, uint64_t gpa, uint64_t uva, uint64_t size, const struct mem_map *map);
+void mem_table_set(struct mem_table *t, uint32_t i, uint64_t gpa, uint64_t uva, uint64_t size,
+		   const struct mem_map *map);
 /* mem_table_seal() - Sort; Return: 0, or -EINVAL if regions overlap in guest physical space or wrap */
 int mem_table_seal(struct mem_table *t);
 void mem_table_destroy(struct mem_table *t);

@@ -19,9 +19,10 @@ static inline struct vring_desc virtq_copy_desc(const struct vring_desc *at)
 	const virtq_word *words = (const virtq_word *)at;
 	uint64_t rest = READ_ONCE(words[1]);
 
-	return (struct vring_desc){
-		.addr = READ_ONCE(words[0]), .len = (uint32_t)rest, .flags = (uint16_t)(rest >> 32), .next = (uint16_t)(rest >> 48)
-	};
+	return (struct vring_desc){ .addr = READ_ONCE(words[0]),
+				    .len = (uint32_t)rest,
+				    .flags = (uint16_t)(rest >> 32),
+				    .next = (uint16_t)(rest >> 48) };
 }
 
 static inline struct vring_packed_desc virtq_copy_packed_desc(const struct vring_packed_desc *at)
@@ -29,9 +30,10 @@ static inline struct vring_packed_desc virtq_copy_packed_desc(const struct vring
 	const virtq_word *words = (const virtq_word *)at;
 	uint64_t rest = READ_ONCE(words[1]);
 
-	return (struct vring_packed_desc){
-		.addr = READ_ONCE(words[0]), .len = (uint32_t)rest, .id = (uint16_t)(rest >> 32), .flags = (uint16_t)(rest >> 48)
-	};
+	return (struct vring_packed_desc){ .addr = READ_ONCE(words[0]),
+					   .len = (uint32_t)rest,
+					   .id = (uint16_t)(rest >> 32),
+					   .flags = (uint16_t)(rest >> 48) };
 }
 
 /* Where a chain's buffers are gathered. */

@@ -33,7 +33,8 @@ int virtq_split_init(struct virtq *q, const struct virtq_config *cfg, const stru
 		return -EINVAL;
 	q->desc = mem_uva(mem, cfg->desc_uva, q->size * sizeof(struct vring_desc));
 	q->avail = mem_uva(mem, cfg->avail_uva, sizeof(struct vring_avail) + q->size * sizeof(uint16_t) + event);
-	q->used = mem_uva(mem, cfg->used_uva, sizeof(struct vring_used) + q->size * sizeof(struct vring_used_elem) + event);
+	q->used = mem_uva(mem, cfg->used_uva,
+			  sizeof(struct vring_used) + q->size * sizeof(struct vring_used_elem) + event);
 	if (!q->desc || !q->avail || !q->used)
 		return -EFAULT;
 	/* The front-end's addresses being aligned doesn't make ours so: a region may start anywhere in a page. */
