@@ -23,9 +23,9 @@
 #define BATCH 16
 #define PAGE 4096u
 #define SECTOR 512u
-#define SUB_BITS 7	    /* 128 buckets per power of two */
+#define SUB_BITS 7          /* 128 buckets per power of two */
 #define SPINS_PER_LOOK 1024 /* fruitless turns between looks at the clock */
-#define SLEEP_MS 100	    /* longest sleep between looks at the clock */
+#define SLEEP_MS 100        /* longest sleep between looks at the clock */
 
 struct meta {
 	struct virtio_blk_outhdr header;
@@ -220,7 +220,7 @@ void bench_stop(struct bench *b)
 	const uint64_t one = 1;
 	ssize_t written;
 
-	store_release(&b->stopped, 1);			/* pairs with bench_run()'s acquire */
+	store_release(&b->stopped, 1);                  /* pairs with bench_run()'s acquire */
 	written = write(b->stop_fd, &one, sizeof(one)); /* can only fail when it is signalled already */
 	(void)written;
 }

@@ -26,28 +26,28 @@ enum bench_rw { BENCH_READ, BENCH_WRITE, BENCH_RANDREAD, BENCH_RANDWRITE, BENCH_
 
 struct bench_config {
 	uint32_t queues, iodepth; /* iodepth is per queue */
-	uint32_t block_size;	  /* bytes of a request, a multiple of 512 */
-	uint32_t segment_max;	  /* bytes of one buffer at most (VIRTIO_BLK_F_SIZE_MAX), a multiple of 512 */
-	uint64_t blocks;	  /* of block_size, from the disk's start, that may be touched */
-	uint64_t seed;		  /* of offsets and contents */
-	uint64_t stall_ns;	  /* no answer for so long, with requests in flight: -ETIMEDOUT */
-	bool verify;		  /* writes carry a pattern of (block, generation, seed), reads check it */
-	bool sleep;		  /* wait for interrupts instead of spinning on the used rings */
-	uint8_t *area;		  /* page-aligned, bench_area_bytes() long: headers, data, status bytes */
+	uint32_t block_size;      /* bytes of a request, a multiple of 512 */
+	uint32_t segment_max;     /* bytes of one buffer at most (VIRTIO_BLK_F_SIZE_MAX), a multiple of 512 */
+	uint64_t blocks;          /* of block_size, from the disk's start, that may be touched */
+	uint64_t seed;            /* of offsets and contents */
+	uint64_t stall_ns;        /* no answer for so long, with requests in flight: -ETIMEDOUT */
+	bool verify;              /* writes carry a pattern of (block, generation, seed), reads check it */
+	bool sleep;               /* wait for interrupts instead of spinning on the used rings */
+	uint8_t *area;            /* page-aligned, bench_area_bytes() long: headers, data, status bytes */
 	uint64_t area_gpa;
 };
 
 struct bench_load {
-	int rw;		     /* enum bench_rw; sequential ones start at block 0 */
+	int rw;              /* enum bench_rw; sequential ones start at block 0 */
 	uint64_t runtime_ns; /* send for so long; 0: no bound */
 	uint64_t requests;   /* send so many; 0: no bound */
 };
 
 struct bench_result {
-	uint64_t reads, writes;			  /* requests that came back, failed ones too */
-	uint64_t errors;			  /* of these, with a status other than OK */
-	uint64_t checked;			  /* reads whose contents were known */
-	uint64_t mismatches;			  /* of these, with other contents */
+	uint64_t reads, writes;                   /* requests that came back, failed ones too */
+	uint64_t errors;                          /* of these, with a status other than OK */
+	uint64_t checked;                         /* reads whose contents were known */
+	uint64_t mismatches;                      /* of these, with other contents */
 	uint64_t mismatch_block, mismatch_offset; /* the first one: block number, byte in it */
 	uint64_t elapsed_ns, latency_sum_ns, latency_max_ns;
 	uint64_t kicks, calls; /* notifications sent; signals of the call descriptors */

@@ -28,7 +28,7 @@ struct blk_lane {
 	struct io_engine *io;
 	unsigned count;
 	uint32_t broken_seen; /* mem_broken_count() when the queues' memory was last looked at */
-	bool broke;	      /* a queue broke since the worker last asked */
+	bool broke;           /* a queue broke since the worker last asked */
 	struct blk_queue *queues[LANE_QUEUES];
 };
 

@@ -15,7 +15,7 @@
 
 #define BLK_SECTOR 512u
 #define BLK_SERIAL_LEN 20
-#define BLK_SEG_MAX 126	  /* data segments of one request: what fits beside header and status in 128 */
+#define BLK_SEG_MAX 126   /* data segments of one request: what fits beside header and status in 128 */
 #define BLK_RANGES_MAX 16 /* max_discard_seg, max_write_zeroes_seg */
 
 enum blk_metric_op { BLK_READ, BLK_WRITE, BLK_FLUSH, BLK_DISCARD, BLK_WRITE_ZEROES, BLK_GET_ID, BLK_OTHER, BLK_OPS };

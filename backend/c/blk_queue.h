@@ -16,7 +16,7 @@
 /* What DISCARD and WRITE_ZEROES name, checked and copied out of guest memory. */
 struct blk_range {
 	uint64_t offset, len; /* bytes */
-	uint32_t flags;	      /* IO_F_* */
+	uint32_t flags;       /* IO_F_* */
 };
 _Static_assert(sizeof(struct blk_range) * BLK_RANGES_MAX <= sizeof(struct iovec) * BLK_IOVS, "ranges overlay iovecs");
 
@@ -27,7 +27,7 @@ struct blk_req {
 	struct blk_req *free_next;
 	uint8_t *status; /* in guest memory: the chain's last byte */
 	uint64_t start_ns;
-	uint8_t op;	       /* enum blk_metric_op */
+	uint8_t op;            /* enum blk_metric_op */
 	uint8_t range, ranges; /* the current one and how many, when the overlay below holds them */
 	union {
 		struct iovec iov[BLK_IOVS];

@@ -59,13 +59,13 @@ struct worker {
 	struct held *held;
 	unsigned held_count, held_cap;
 	unsigned no_kick; /* held queues that have no kick descriptor */
-	bool stopping;	  /* some held queue is STOPPING */
+	bool stopping;    /* some held queue is STOPPING */
 	bool exiting;
 
 	/* The mailbox. */
 	pthread_mutex_t lock;
 	struct command *commands, **commands_end; /* under lock */
-	uint32_t notified;			  /* atomic */
+	uint32_t notified;                        /* atomic */
 	int mailbox_fd;
 	int event_fd;
 

@@ -19,7 +19,7 @@ struct worker;
 
 struct worker_stats {
 	struct wait_stats wait;
-	uint64_t kicks;	 /* kick descriptors found signalled */
+	uint64_t kicks;  /* kick descriptors found signalled */
 	uint64_t cpu_ns; /* CPU time of the thread; refreshed by worker_stats() */
 };
 

@@ -37,7 +37,7 @@
 #define LOOKS_PER_CLOCK 32   /* looks at the words between two looks at the clock, about 1 µs */
 #define HITS_PER_PROBE 64    /* under steady traffic, waits between two looks at the clock */
 #define PROBE_EVERY_NS 50000 /* time between two sched_yield() probes: under 1 % of a spin */
-#define RAN_NS 5000	     /* a probe that took longer let somebody else run */
+#define RAN_NS 5000          /* a probe that took longer let somebody else run */
 #define PREEMPTED_NS 100000  /* a gap between two looks that no interrupt explains */
 #define BACKOFF_MIN_NS 1000000ull
 #define BACKOFF_MAX_NS 64000000ull

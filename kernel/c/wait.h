@@ -21,12 +21,12 @@ enum wait_strategy {
 
 /* How one wait ended. */
 enum wait_result {
-	WAIT_HIT = 0,	/* a word's condition came true while nobody slept: doorbells are still off */
+	WAIT_HIT = 0,   /* a word's condition came true while nobody slept: doorbells are still off */
 	WAIT_ARMED = 1, /* the doorbells were turned on (and perhaps a sleep followed): turn them off again */
 };
 
 struct wait_stats {
-	uint64_t hits;	   /* spins that ended with a condition */
+	uint64_t hits;     /* spins that ended with a condition */
 	uint64_t gave_way; /* spins that ended because somebody else wants the CPU */
 	uint64_t timeouts; /* spins that ran out of budget */
 	uint64_t sleeps;   /* waits that reached the sleeping syscall */
@@ -39,9 +39,9 @@ struct wait_set {
 	enum wait_strategy strategy;
 	unsigned count, cap;
 	struct wait_entry *entries;
-	uint64_t max_ns;	   /* upper bound of a spin */
-	uint64_t spin_ns;	   /* what the adaptation currently grants, 0..max_ns */
-	uint64_t probed_ns;	   /* when this thread last asked whether anybody else wants the CPU */
+	uint64_t max_ns;           /* upper bound of a spin */
+	uint64_t spin_ns;          /* what the adaptation currently grants, 0..max_ns */
+	uint64_t probed_ns;        /* when this thread last asked whether anybody else wants the CPU */
 	uint64_t backoff_until_ns; /* no spin before this moment: somebody did */
 	uint64_t backoff_ns;
 	uint32_t hits_since_probe;

@@ -41,14 +41,14 @@ struct aio {
 	struct aio_ring *ring; /* NULL: not one that we know, use io_getevents(2) */
 	aio_context_t ctx;
 	int event_fd;
-	uint32_t iocb_flags;  /* of the next iocbs: IOCB_FLAG_RESFD or 0 */
-	uint32_t in_kernel;   /* submitted and not reaped */
-	uint32_t inline_run;  /* submits in a row that left nothing under way, up to INLINE_RUN */
-	uint32_t helper_ops;  /* bit 1 << enum io_op: goes to the helper without asking */
-	int nowait[2];	      /* by IO_READ, IO_WRITE: RWF_NOWAIT or 0 */
+	uint32_t iocb_flags; /* of the next iocbs: IOCB_FLAG_RESFD or 0 */
+	uint32_t in_kernel;  /* submitted and not reaped */
+	uint32_t inline_run; /* submits in a row that left nothing under way, up to INLINE_RUN */
+	uint32_t helper_ops; /* bit 1 << enum io_op: goes to the helper without asking */
+	int nowait[2];       /* by IO_READ, IO_WRITE: RWF_NOWAIT or 0 */
 	uint32_t depth, staged;
 	struct io_list waiting; /* behind them, when there is no room */
-	struct iocb *iocbs[];	/* [0 .. staged) */
+	struct iocb *iocbs[];   /* [0 .. staged) */
 };
 
 /* Fill the iocb and put it in line. There is room: staged < depth. */

@@ -24,17 +24,17 @@ enum io_op { IO_READ, IO_WRITE, IO_FLUSH, IO_DISCARD, IO_WRITE_ZEROES };
 
 /* What the disk is made of. Filled by io_target_open(), constant after that. */
 struct io_target {
-	int fd;		 /* O_DIRECT if `direct` */
+	int fd;          /* O_DIRECT if `direct` */
 	int fd_buffered; /* the same file through the page cache: for what O_DIRECT's alignment refuses (files only), else -1 */
 	bool direct, block_device, read_only;
-	bool nowait;	    /* RWF_NOWAIT is understood for reads and writes */
+	bool nowait;        /* RWF_NOWAIT is understood for reads and writes */
 	uint32_t mem_align; /* O_DIRECT's demands in bytes, powers of two; 1 when not direct */
 	uint32_t offset_align;
-	uint32_t logical_block, physical_block, io_min, io_opt;	     /* bytes */
-	uint64_t size;						     /* bytes at open */
+	uint32_t logical_block, physical_block, io_min, io_opt;      /* bytes */
+	uint64_t size;                                               /* bytes at open */
 	uint64_t discard_max, discard_granularity, write_zeroes_max; /* bytes; 0: not offered by the device */
-	uint32_t max_segments;					     /* of one device request; 0: unknown */
-	uint64_t max_bytes;					     /* of one device request; 0: unknown */
+	uint32_t max_segments;                                       /* of one device request; 0: unknown */
+	uint64_t max_bytes;                                          /* of one device request; 0: unknown */
 };
 
 /**
@@ -55,8 +55,8 @@ struct io_req {
 	uint32_t iovcnt;
 	uint8_t op, flags;
 	bool in_helper;
-	int32_t res;	  /* on io_reap(): 0 (all of len done) or -errno */
-	uint64_t done;	  /* the engine's: bytes already transferred when it hands a rest on */
+	int32_t res;      /* on io_reap(): 0 (all of len done) or -errno */
+	uint64_t done;    /* the engine's: bytes already transferred when it hands a rest on */
 	struct iocb iocb; /* aio's */
 };
 
@@ -86,7 +86,7 @@ struct io_engine {
 	struct io_helper *helper;
 	unsigned in_flight;    /* staged, submitted or with a helper, not yet reaped */
 	unsigned unsignalled;  /* of these: in the kernel, and their completion will write no eventfd */
-	unsigned held;	       /* of these: what the last submit could not hand over */
+	unsigned held;         /* of these: what the last submit could not hand over */
 	bool completes_inline; /* the device finishes inside the submit call: keep batches small */
 	struct io_stats stats;
 };

@@ -288,9 +288,9 @@ static void a_chain_that_cannot_be_a_request_breaks_its_queue_alone(void)
 {
 	const struct driver_buf header = { HEADER_AT, 16 }, half = { HEADER_AT, 15 }, status = { HEADER_AT + 32, 1 };
 
-	break_with(&header, 1, 0, "request");					  /* no status byte */
+	break_with(&header, 1, 0, "request");                                     /* no status byte */
 	break_with((const struct driver_buf[]){ half, status }, 1, 1, "request"); /* half a header */
-	break_with(&status, 0, 1, "request");					  /* no header */
+	break_with(&status, 0, 1, "request");                                     /* no header */
 	break_with((const struct driver_buf[]){ header, { DRIVER_MEMORY, 512 }, status }, 1, 2, "address");
 }
 

@@ -347,7 +347,7 @@ static void with_event_idx_it_is_called_at_the_used_entry_it_names(void)
 	CHECK(called_after_publish()); /* used.idx 1; the first one always calls */
 	avail->ring[GUEST_SIZE] = 2;
 	CHECK(!called_after_publish()); /* 2 */
-	CHECK(called_after_publish());	/* 3: entry 2 was used */
+	CHECK(called_after_publish());  /* 3: entry 2 was used */
 	CHECK(!called_after_publish());
 }
 

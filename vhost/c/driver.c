@@ -28,7 +28,7 @@
 struct slot {
 	uint64_t token;
 	uint32_t ndesc; /* ring descriptors of the request in flight here; 0: none */
-	uint16_t next;	/* next of the free list; split: next of the chain too */
+	uint16_t next;  /* next of the free list; split: next of the chain too */
 };
 
 struct driver {
@@ -42,13 +42,13 @@ struct driver {
 	uint16_t free_head;
 
 	uint16_t avail_idx; /* split: avail.idx with what was added; packed: next slot to fill */
-	uint16_t added;	    /* since the last publish; split: requests, packed: descriptors */
+	uint16_t added;     /* since the last publish; split: requests, packed: descriptors */
 	uint16_t used_idx;  /* split: next entry of the used ring; packed: next slot to look at */
 	bool avail_wrap, used_wrap;
 	uint16_t first_slot; /* packed: where the held back flags go */
 	uint16_t first_flags;
 
-	uint16_t *used_event;	     /* split: the index at which we want a call (§2.7.6) */
+	uint16_t *used_event;        /* split: the index at which we want a call (§2.7.6) */
 	const uint16_t *avail_event; /* split: the index at which the device wants a kick (§2.7.8) */
 	union {
 		struct vring_desc *desc;

@@ -31,21 +31,21 @@ struct driver_used {
 
 /* Where things lie in the driver's area, in bytes from its start. */
 struct driver_layout {
-	uint64_t desc;	 /* split: descriptor table; packed: descriptor ring */
-	uint64_t avail;	 /* split: available ring; packed: driver event suppression */
-	uint64_t used;	 /* split: used ring; packed: device event suppression */
+	uint64_t desc;   /* split: descriptor table; packed: descriptor ring */
+	uint64_t avail;  /* split: available ring; packed: driver event suppression */
+	uint64_t used;   /* split: used ring; packed: device event suppression */
 	uint64_t tables; /* indirect tables, one per chain that can be in flight */
-	uint64_t bytes;	 /* of the whole area */
+	uint64_t bytes;  /* of the whole area */
 };
 
 struct driver_config {
-	uint32_t size;	    /* 1..32768; a power of two unless packed */
+	uint32_t size;      /* 1..32768; a power of two unless packed */
 	uint32_t chain_max; /* most buffers of one request, 1..size */
 	uint64_t features;  /* negotiated */
 	bool no_indirect;   /* chain through the ring although INDIRECT_DESC was negotiated */
-	uint8_t *area;	    /* ours to access, 64-byte aligned; driver_lay_out()'s bytes; zeroed by driver_create() */
+	uint8_t *area;      /* ours to access, 64-byte aligned; driver_lay_out()'s bytes; zeroed by driver_create() */
 	uint64_t area_gpa;  /* the same in the address space that descriptors speak of */
-	int kick_fd;	    /* eventfd that is written to notify the device; -1: only count. Not owned */
+	int kick_fd;        /* eventfd that is written to notify the device; -1: only count. Not owned */
 };
 
 struct driver;
@@ -102,8 +102,8 @@ void driver_interrupts_off(struct driver *d);
 /* driver_interrupts_on() - Ask for a call at the next used request. Return: true if one is there already, so don't wait */
 bool driver_interrupts_on(struct driver *d);
 
-uint32_t driver_room(const struct driver *d);	   /* free descriptors of the ring */
+uint32_t driver_room(const struct driver *d);      /* free descriptors of the ring */
 uint32_t driver_in_flight(const struct driver *d); /* requests added and not taken back */
-uint64_t driver_kicks(const struct driver *d);	   /* notifications sent (or, without kick_fd, due) */
+uint64_t driver_kicks(const struct driver *d);     /* notifications sent (or, without kick_fd, due) */
 
 #endif

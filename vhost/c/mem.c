@@ -27,10 +27,10 @@
 #include "../../kernel/c/atomics.h"
 
 struct mem_map {
-	uint8_t *base;	 /* page-aligned start of the mapping */
-	size_t bytes;	 /* whole pages */
-	size_t page;	 /* of the file: huge on hugetlbfs */
-	uint8_t *ptr;	 /* where the named piece starts */
+	uint8_t *base;   /* page-aligned start of the mapping */
+	size_t bytes;    /* whole pages */
+	size_t page;     /* of the file: huge on hugetlbfs */
+	uint8_t *ptr;    /* where the named piece starts */
 	uint32_t broken; /* atomic; set by the SIGBUS handler */
 	unsigned slot;
 };

@@ -21,20 +21,20 @@
 
 enum virtq_fault {
 	VIRTQ_FAULT_NONE = 0,
-	VIRTQ_FAULT_AVAIL_IDX,	      /* avail.idx ran ahead by more than the queue size */
-	VIRTQ_FAULT_DESC_INDEX,	      /* head or next outside the descriptor table */
-	VIRTQ_FAULT_LOOP,	      /* a chain longer than the table: it loops */
-	VIRTQ_FAULT_ADDRESS,	      /* a buffer (or an indirect table) outside guest memory, or wrapping */
+	VIRTQ_FAULT_AVAIL_IDX,        /* avail.idx ran ahead by more than the queue size */
+	VIRTQ_FAULT_DESC_INDEX,       /* head or next outside the descriptor table */
+	VIRTQ_FAULT_LOOP,             /* a chain longer than the table: it loops */
+	VIRTQ_FAULT_ADDRESS,          /* a buffer (or an indirect table) outside guest memory, or wrapping */
 	VIRTQ_FAULT_ZERO_LENGTH,      /* a descriptor of no bytes */
-	VIRTQ_FAULT_TOO_MANY,	      /* more descriptors or bytes than the device takes */
+	VIRTQ_FAULT_TOO_MANY,         /* more descriptors or bytes than the device takes */
 	VIRTQ_FAULT_INDIRECT_NESTED,  /* an indirect table inside one, or INDIRECT with NEXT */
 	VIRTQ_FAULT_INDIRECT_LENGTH,  /* indirect table empty, or no multiple of 16 */
 	VIRTQ_FAULT_INDIRECT_UNASKED, /* INDIRECT without the feature */
-	VIRTQ_FAULT_ORDER,	      /* a device-readable descriptor after a device-writable one */
-	VIRTQ_FAULT_BUFFER_ID,	      /* packed: a buffer id beyond the queue size */
-	VIRTQ_FAULT_INCOMPLETE,	      /* packed: a chain whose end was not made available */
+	VIRTQ_FAULT_ORDER,            /* a device-readable descriptor after a device-writable one */
+	VIRTQ_FAULT_BUFFER_ID,        /* packed: a buffer id beyond the queue size */
+	VIRTQ_FAULT_INCOMPLETE,       /* packed: a chain whose end was not made available */
 	VIRTQ_FAULT_MEMORY_GONE,      /* the front-end truncated its memory under us */
-	VIRTQ_FAULT_REQUEST,	      /* the device could not even parse the request (set by the device) */
+	VIRTQ_FAULT_REQUEST,          /* the device could not even parse the request (set by the device) */
 	VIRTQ_FAULT_COUNT,
 };
 
@@ -43,18 +43,18 @@ const char *virtq_fault_name(enum virtq_fault fault);
 
 /* A popped chain: what the device keeps to push it back. */
 struct virtq_chain {
-	uint16_t id;		  /* split: head index; packed: buffer id */
-	uint16_t ndesc;		  /* ring slots it occupies (packed; 1 for split) */
-	uint16_t out_count;	  /* iov[0 .. out_count) is device-readable */
-	uint16_t in_count;	  /* iov[out_count .. out_count + in_count) is device-writable */
+	uint16_t id;              /* split: head index; packed: buffer id */
+	uint16_t ndesc;           /* ring slots it occupies (packed; 1 for split) */
+	uint16_t out_count;       /* iov[0 .. out_count) is device-readable */
+	uint16_t in_count;        /* iov[out_count .. out_count + in_count) is device-writable */
 	uint32_t out_len, in_len; /* their bytes */
 };
 
 struct virtq_config {
-	uint32_t size;	   /* 1..32768; a power of two unless packed */
+	uint32_t size;     /* 1..32768; a power of two unless packed */
 	uint64_t features; /* negotiated */
 	uint64_t desc_uva, avail_uva, used_uva;
-	uint32_t base;	     /* SET_VRING_BASE's number: avail index; packed: bit 15 its wrap counter */
+	uint32_t base;       /* SET_VRING_BASE's number: avail index; packed: bit 15 its wrap counter */
 	int call_fd, err_fd; /* -1: none. Not owned; call_fd may be dup2()ed over while the queue runs */
 };
 
@@ -78,14 +78,14 @@ struct virtq {
 	int call_fd, err_fd;
 
 	/* The owner's, every request. Indices are ring positions; split ones run freely modulo 2^16. */
-	uint16_t avail_idx;	    /* next to pop (split: entry of avail.ring; packed: slot) */
-	uint16_t avail_seen;	    /* split: avail.idx as last read */
-	uint16_t used_idx;	    /* next to push (split: entry of used.ring; packed: slot) */
+	uint16_t avail_idx;         /* next to pop (split: entry of avail.ring; packed: slot) */
+	uint16_t avail_seen;        /* split: avail.idx as last read */
+	uint16_t used_idx;          /* next to push (split: entry of used.ring; packed: slot) */
 	uint16_t used_published;    /* where the driver's view ends: the first push that it can't see yet */
-	uint16_t unpublished;	    /* ring positions pushed since */
-	uint16_t first_flags;	    /* packed: flags of the first unpublished push, stored last */
+	uint16_t unpublished;       /* ring positions pushed since */
+	uint16_t first_flags;       /* packed: flags of the first unpublished push, stored last */
 	bool avail_wrap, used_wrap; /* packed: wrap counters */
-	bool called_before;	    /* split EVENT_IDX: used_event means something from the second publish on */
+	bool called_before;         /* split EVENT_IDX: used_event means something from the second publish on */
 	enum virtq_fault fault;
 	struct eventfd_poll_pair next; /* packed: where the next descriptor's flags lie, and their value once available */
 
