@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
+TOOLS := $(VENV)/.tools
 C_FILES := $(wildcard kernel/c/*.[ch] vhost/c/*.[ch] nvme/c/*.[ch] backend/c/*.[ch])
 C_STYLED := $(C_FILES) $(wildcard tests/*/*.[ch])
 PACKAGES := kpoll.kernel kpoll.nvme kpoll.vhost kpoll.backend
@@ -29,7 +30,16 @@ $(BUILT): pyproject.toml setup.py vhost/core_build.py $(C_FILES) $(wildcard */c/
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@rm -rf build vhost/_core.*.so
 	@echo "build: compiling kpoll into $(VENV)"
-	@KPOLL_WERROR=1 $(BIN)/pip install --quiet --editable '.[dev]'
+	@KPOLL_WERROR=1 $(BIN)/pip install --quiet --editable .
+	@touch $@
+
+# What checks, but does not run, kpoll: the extras "dev" and "fuzz" of pyproject.toml, without building kpoll once more.
+EXTRAS := import tomllib; e = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	print(*e["dev"], *e["fuzz"], sep="\n")
+$(TOOLS): pyproject.toml $(BUILT)
+	@echo "tools: installing linters and test libraries into $(VENV)"
+	@$(BIN)/python -c '$(EXTRAS)' > $@.txt
+	@$(BIN)/pip install --quiet --requirement $@.txt
 	@touch $@
 
 demo: build ## Show kpoll at work: a guest makes, fills, trims and keeps a disk (ACCEL=kvm to use KVM)
@@ -39,7 +49,7 @@ demo: build ## Show kpoll at work: a guest makes, fills, trims and keeps a disk 
 check: lint ## Lint, types and all tests: what CI runs
 	$(BIN)/pytest -rs --durations=8 $(PYTEST_ARGS)
 
-lint: build ## Style, types and compiler warnings, without the tests
+lint: build $(TOOLS) ## Style, types and compiler warnings, without the tests
 	@.ci/setup check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,17 +58,17 @@ lint: build ## Style, types and compiler warnings, without the tests
 	clang-format --dry-run -Werror $(C_STYLED)
 	clang $(C_WARNINGS) -fsyntax-only $(filter %.c,$(C_FILES))
 
-fmt: build ## Put Python and C into the project's style
+fmt: build $(TOOLS) ## Put Python and C into the project's style
 	@.ci/setup check
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	clang-format -i $(C_STYLED)
 
-bench: build ## Compare with qemu-storage-daemon on the same device: a table and a picture (needs root, for zram)
+bench: build $(TOOLS) ## Compare with qemu-storage-daemon on the same device: a table and a picture (needs root, for zram)
 	@.ci/setup check
 	$(BIN)/python -m kpoll.backend.bench.compare
 
-fuzz: build ## Fuzz for FUZZ_SECONDS (half an hour) per harness; CI gives each a minute
+fuzz: build $(TOOLS) ## Fuzz for FUZZ_SECONDS (half an hour) per harness; CI gives each a minute
 	@.ci/setup check
 	KPOLL_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/pytest -rs -s tests/fuzz
 

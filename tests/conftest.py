@@ -7,6 +7,7 @@ have whatever is installed says so, with `@pytest.mark.ci_may_skip("why")`.
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +19,12 @@ IN_CI = os.environ.get("CI", "").lower() in {"true", "1"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the one mark that allows a skip in CI."""
+    """Register the one mark that allows a skip in CI, and hear Ctrl-C.
+
+    A shell starts background jobs with SIGINT ignored, and children inherit that: tests of Ctrl-C would test nothing.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "ci_may_skip(why): CI's machine cannot run this, whatever is installed")
 
 
