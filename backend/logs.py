@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,15 +21,19 @@ if TYPE_CHECKING:
 
     from .config import LogConfig
 
+STDERR_FILENO: Final = 2
 _FIRST: Final = ("timestamp", "level", "event", "device")
 
 
 class _Stderr:
-    """Writes finished lines to stderr. A reader that went away costs the lines, never the disk."""
+    """Writes finished lines to stderr. A reader that went away costs the lines, never the disk.
+
+    Not through sys.stderr: it would keep what it could not write, fail on it once more at the end, and exit with 120.
+    """
 
     def msg(self, line: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is where logs are printed
+        with contextlib.suppress(OSError):
+            os.write(STDERR_FILENO, f"{line}\n".encode(errors="backslashreplace"))
 
     log = debug = info = warn = warning = msg
     fatal = failure = err = error = critical = exception = msg

@@ -68,34 +68,34 @@ def test_an_event_is_snake_case(event: str) -> None:
     assert re.fullmatch(r"[a-z]+(_[a-z]+)*", event)
 
 
-def test_a_line_is_json_with_what_every_line_has_in_front(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_is_json_with_what_every_line_has_in_front(capfd: pytest.CaptureFixture[str]) -> None:
     setup_logging(LogConfig())
     device_log("disk0").bind(conn=3).warning("request_failed", error="no")
-    line = json.loads(capsys.readouterr().err)
+    line = json.loads(capfd.readouterr().err)
     assert list(line)[:4] == ["timestamp", "level", "event", "device"]
     assert (line["level"], line["event"], line["device"], line["conn"]) == ("warning", "request_failed", "disk0", 3)
     when = datetime.fromisoformat(line["timestamp"])
     assert when.tzinfo == UTC
 
 
-def test_a_newline_from_outside_starts_no_new_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_newline_from_outside_starts_no_new_line(capfd: pytest.CaptureFixture[str]) -> None:
     setup_logging(LogConfig())
     device_log("disk0").warning("request_failed", error='x\n{"event": "started"}')
-    assert capsys.readouterr().err.count("\n") == 1
+    assert capfd.readouterr().err.count("\n") == 1
 
 
-def test_what_is_below_the_level_is_not_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_below_the_level_is_not_written(capfd: pytest.CaptureFixture[str]) -> None:
     setup_logging(LogConfig(level="warning"))
     log = device_log("disk0")
     log.info("listening")
     log.error("queue_fault", queue=0, kind="loop")
-    assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["queue_fault"]
+    assert [json.loads(line)["event"] for line in capfd.readouterr().err.splitlines()] == ["queue_fault"]
 
 
-def test_console_lines_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_console_lines_are_for_people(capfd: pytest.CaptureFixture[str]) -> None:
     setup_logging(LogConfig(style="console"))
     device_log("disk0").info("listening")
-    line = capsys.readouterr().err
+    line = capfd.readouterr().err
     assert "listening" in line
     with pytest.raises(json.JSONDecodeError):
         json.loads(line)
