@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import struct
 from dataclasses import dataclass
@@ -306,7 +307,16 @@ def _phases(bench: _Bench, load: BlkLoad, pid: int) -> Report:
 async def _watched(frontend: Frontend, bench: _Bench, load: BlkLoad) -> Report:
     """Run the phases in a thread, and stop them when the back-end leaves or gives a queue up, or on Ctrl-C."""
     lost: list[str] = []
+    interrupted: list[int] = []
     outcome: list[Report | KpollError] = []
+
+    async def watch_signal(*, task_status: trio.TaskStatus[None]) -> None:
+        """Trio's own KeyboardInterrupt would wait for the thread's end, since a thread can't be cancelled."""
+        with trio.open_signal_receiver(signal.SIGINT) as signals:
+            task_status.started()
+            async for number in signals:
+                interrupted.append(number)
+                bench.stop()
 
     async def watch(fd: int, what: str) -> None:
         try:
@@ -322,11 +332,14 @@ async def _watched(frontend: Frontend, bench: _Bench, load: BlkLoad) -> Report:
             return e
 
     async with trio.open_nursery() as nursery:
+        await nursery.start(watch_signal)
         nursery.start_soon(watch, frontend.sock.fileno(), "the back-end hung up in the middle of the run")
         for index, fd in enumerate(bench.err_fds):
             nursery.start_soon(watch, fd, f"the back-end gave queue {index} up: it reported an error on the vring")
         outcome.append(await trio.to_thread.run_sync(run))
         nursery.cancel_scope.cancel()
+    if interrupted:
+        raise KeyboardInterrupt
     if lost:
         raise KpollError(lost[0])
     if isinstance(outcome[0], KpollError):
