@@ -218,6 +218,26 @@ static void a_base_outside_the_ring_is_refused(void)
 	CHECK_EQ(virtq_init(&g.q, &cfg, g.table), 0);
 }
 
+/* User-mode Linux starts packed rings with a base of 0, as if they were split: without a lap behind it, that's lap one. */
+static void a_base_of_zero_on_a_new_ring_means_its_first_lap(void)
+{
+	struct virtq_config cfg = { .size = 8, .features = PACKED, .base = 0, .call_fd = -1, .err_fd = -1 };
+
+	guest_start(&g, PACKED);
+	cfg.desc_uva = GUEST_UVA + DESC_GPA;
+	cfg.avail_uva = GUEST_UVA + AVAIL_GPA;
+	cfg.used_uva = GUEST_UVA + USED_GPA;
+	CHECK_EQ(virtq_init(&g.q, &cfg, g.table), 0);
+	guest_slot(&g, DESC_GPA, 0, DATA_GPA, 1, 0, WRITE | PACKED_AVAIL);
+	CHECK_EQ(pop(), 1);
+
+	guest_slot(&g, DESC_GPA, 7, DATA_GPA, 1, 7, WRITE | PACKED_AVAIL); /* the last slot was used once: lap two */
+	CHECK_EQ(virtq_init(&g.q, &cfg, g.table), 0);
+	CHECK(!virtq_more(&g.q));
+	guest_slot(&g, DESC_GPA, 0, DATA_GPA, 1, 0, WRITE | USED_FLAG);
+	CHECK_EQ(pop(), 1);
+}
+
 int main(void)
 {
 	guest_make(&g);
@@ -234,6 +254,7 @@ int main(void)
 	RUN(the_driver_decides_whether_it_is_called);
 	RUN(kicks_are_turned_off_in_the_device_event_flags);
 	RUN(a_base_outside_the_ring_is_refused);
+	RUN(a_base_of_zero_on_a_new_ring_means_its_first_lap);
 	guest_free(&g);
 	return 0;
 }
