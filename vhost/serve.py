@@ -57,8 +57,12 @@ async def serve_connection(sock: AnySocket, device: Device, log: FilteringBoundL
     except (MessageError, SessionEndedError, OSError) as e:
         reason = str(e)
     finally:
-        connection.close()
-        await session.close()
+        # Hanging up is what a front-end waits for: QEMU then takes the ring's position from used.idx in guest memory, so
+        # nothing may be popped or published any more by that time.
+        try:
+            await session.close()
+        finally:
+            connection.close()
     if reason is None:
         log.info("frontend_disconnected")
     else:
