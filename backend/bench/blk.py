@@ -28,6 +28,8 @@ from kpoll.vhost.features import VirtioFeature
 from kpoll.vhost.frontend import Frontend, FrontendError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kpoll.vhost.frontend import Memory
 
 type_rw = Literal["randread", "randwrite", "randrw", "read", "write"]
@@ -47,6 +49,7 @@ _AREA_MAX: Final = 16 << 30  # bytes of request memory: more is a slip of the fi
 _QUEUES_MAX: Final[int] = lib.BENCH_QUEUES_MAX
 _PAGE: Final = 4096
 _REGION: Final = 2 << 20  # SPDK registers guest memory in huge pages' worth
+_VERIFY_SIZE: Final = 1 << 30  # bytes to verify unless told: a whole disk may take hours
 _FOREVER: Final = 1e9  # seconds: 30 years, and what a u64 of nanoseconds holds
 _NS: Final = 1_000_000_000
 
@@ -68,7 +71,7 @@ class BlkLoad:
         event_idx: Negotiate VIRTIO_F_EVENT_IDX if offered.
         indirect: Negotiate VIRTIO_F_INDIRECT_DESC if offered.
         verify: Fill the range first, check every read, read all back at the end.
-        size: Bytes from the disk's start that may be touched; None: all of it.
+        size: Bytes from the disk's start that may be touched; None: all of it, or its first GiB to verify.
         cpu: CPU for the load's thread; None: the scheduler chooses.
         seed: Of offsets and contents.
         stall: Seconds without an answer after which the back-end counts as hung.
@@ -124,6 +127,10 @@ class BlkLoad:
         """Whether the disk's contents change."""
         return self.verify or self.rw in ("randwrite", "randrw", "write")
 
+    def span(self, disk: int) -> int:
+        """How many bytes of a disk of this size are used, from its start."""
+        return self.size or (min(disk, _VERIFY_SIZE) if self.verify else disk)
+
     @property
     def features(self) -> int:
         """The virtio features to acknowledge where they are offered."""
@@ -173,7 +180,7 @@ def _check_fits(load: BlkLoad, disk: _Disk, queues: int) -> None:
         raise KpollError(f"--bs {load.block_size}: the disk takes {disk.segments} segments of {disk.segment_max} bytes")
     if disk.size < load.block_size:
         raise KpollError(f"the disk has {disk.size} bytes: that is less than one block of --bs {load.block_size}")
-    if load.verify and (load.size or disk.size) // load.block_size <= load.queues * load.iodepth:
+    if load.verify and load.span(disk.size) // load.block_size <= load.queues * load.iodepth:
         raise KpollError("--verify needs more blocks than requests in flight: give a larger --size or less --iodepth")
 
 
@@ -195,7 +202,7 @@ class _Bench:
         config.iodepth = load.iodepth
         config.block_size = load.block_size
         config.segment_max = min(disk.segment_max, 1 << 31)
-        config.blocks = (load.size or disk.size) // load.block_size
+        config.blocks = load.span(disk.size) // load.block_size
         config.seed = load.seed
         config.stall_ns = int(load.stall * _NS)
         config.verify = load.verify
@@ -347,12 +354,17 @@ async def _watched(frontend: Frontend, bench: _Bench, load: BlkLoad) -> Report:
     return outcome[0]
 
 
-def run_blk(where: str | Path | socket.socket, load: BlkLoad) -> Report:
+def _silent(_message: str) -> None:
+    """Tell nobody."""
+
+
+def run_blk(where: str | Path | socket.socket, load: BlkLoad, progress: Callable[[str], None] = _silent) -> Report:
     """Connect to a vhost-user-blk back-end, put a load on it, and report.
 
     Args:
         where: Path of its socket, or a connected one.
         load: What to do.
+        progress: Told in one line what takes long before the measurement begins.
 
     Raises:
         KpollError: Nobody answers there, it isn't a block device, can't do what `load` asks for, or broke down.
@@ -368,6 +380,9 @@ def run_blk(where: str | Path | socket.socket, load: BlkLoad) -> Report:
             _check_fits(load, disk, frontend.queue_num())
             bench = _Bench(frontend, load, disk)
             try:
+                if load.verify:
+                    filled = bench.blocks * load.block_size / (1 << 20)
+                    progress(f"filling {filled:,.1f} MiB of the disk's {disk.size / (1 << 20):,.1f} MiB with a pattern")
                 return trio.run(_watched, frontend, bench, load)
             except BaseExceptionGroup as e:
                 if e.subgroup(KeyboardInterrupt):  # from inside the nursery

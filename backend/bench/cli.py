@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich.console import Console
@@ -32,7 +32,26 @@ def bench() -> None:
     """Measure a vhost-user back-end, ours or another's, as its front-end and driver in one."""
 
 
-@bench.command()
+class _Failure(click.UsageError):
+    """A run-time error that carries its context as usage errors do."""
+
+    exit_code = KpollError.exit_code
+
+
+class _Named(click.Command):
+    """A command of the group, whose errors name it in full: `kpoll bench blk: ...`."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; what goes wrong carries the context, as click's own errors do."""
+        try:
+            return super().invoke(ctx)
+        except UsageError as e:
+            raise click.UsageError(str(e), ctx=ctx) from e
+        except KpollError as e:
+            raise _Failure(str(e), ctx=ctx) from e
+
+
+@bench.command(cls=_Named)
 @click.option("--socket-path", required=True, metavar="S", help="Socket of a vhost-user-blk back-end.")
 @click.option("--rw", type=click.Choice(get_args(type_rw)), default="randread", show_default=True, help="The load.")
 @click.option("--bs", default="4k", show_default=True, metavar="SIZE", help="Size of a request.")
@@ -56,8 +75,12 @@ def bench() -> None:
 @click.option("--packed", is_flag=True, help="Use packed virtqueues.")
 @click.option("--event-idx/--no-event-idx", default=True, show_default=True, help="Negotiate EVENT_IDX if offered.")
 @click.option("--indirect/--no-indirect", default=True, show_default=True, help="Negotiate INDIRECT_DESC if offered.")
-@click.option("--verify", is_flag=True, help="DESTROYS DATA: fill the disk, check every read, read all back.")
-@click.option("--size", metavar="SIZE", help="Use only this much of the disk, from its start.")
+@click.option("--verify", is_flag=True, help="DESTROYS DATA: fill --size, check every read, read all back.")
+@click.option(
+    "--size",
+    metavar="SIZE",
+    help="Use only this much of the disk, from its start.  [default: all of it; 1G at most with --verify]",
+)
 @click.option("--cpu", type=int, metavar="N", help="Pin the thread that makes the load to this CPU.")
 @click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), default=1, show_default=True, help="Of random offsets.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
@@ -82,6 +105,8 @@ def blk(
     as_json: bool,
 ) -> None:
     """Measure a block device. Writing loads (and --verify) destroy what is on it."""
+    if not socket_path:
+        raise UsageError("--socket-path: give the path of a vhost-user-blk back-end's socket")
     load = BlkLoad(
         rw=rw,
         block_size=parse_block_size(bs),
@@ -99,7 +124,7 @@ def blk(
         cpu=cpu,
         seed=seed,
     )
-    report = run_blk(socket_path, load)
+    report = run_blk(socket_path, load, lambda what: click.echo(f"kpoll bench blk: {what}", err=True))
     _show(report, load, as_json=as_json)
     if report.complaint:
         raise KpollError(report.complaint)

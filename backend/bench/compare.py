@@ -21,6 +21,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -161,10 +162,13 @@ def measure(
 
 def table(cases: list[Case], peers: list[Peer], results: Results, rounds: int) -> Table:
     """Give the table: a row per case and metric, a column per peer, and kpoll's ratios against the bars."""
-    out = Table(title=f"4 KiB, front-end polling, medians of {rounds} interleaved rounds", title_justify="left")
+    title = f"4 KiB, front-end polling, medians of {rounds} interleaved rounds"
+    out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("case", "metric"):
         out.add_column(column, no_wrap=True)
-    for column in (*(peer.name for peer in peers), "ratio", "bar", ""):
+    for peer in peers:
+        out.add_column(peer.name, justify="right", overflow="fold", min_width=7)
+    for column in ("ratio", "bar", ""):
         out.add_column(column, justify="right", no_wrap=True)
     for case in cases:
         for metric in case.metrics:

@@ -38,6 +38,7 @@ def report(sock: Path, *options: str) -> dict[str, Any]:
 
 def one_line(run: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
     assert run.returncode == code, run.stderr
+    assert run.stderr.startswith("kpoll bench blk: ")
     assert len(run.stderr.splitlines()) == 1, run.stderr
     for word in words:
         assert word in run.stderr
@@ -111,7 +112,13 @@ def test_people_get_a_table(nothing: Path) -> None:
 def test_a_disk_that_forgets_fails_verification(nothing: Path) -> None:
     run = bench(nothing, "--verify", *QUICK)
     assert json.loads(run.stdout)["verify"]["mismatches"] > 0
-    one_line(run, 1, "returned wrong data")
+    assert run.returncode == 1
+    assert "returned wrong data" in run.stderr.splitlines()[-1]
+
+
+def test_verification_says_first_what_it_overwrites(disk: Path) -> None:
+    run = bench(disk, "--verify", "--size", "1M", *QUICK)
+    one_line(run, 0, "kpoll bench blk: filling 1.0 MiB of the disk's 4.0 MiB")
 
 
 def test_a_read_only_disk_is_not_written_to(tmp_path: Path) -> None:
@@ -137,7 +144,13 @@ def test_what_the_disk_cannot_do_is_one_line(disk: Path, options: list[str], nam
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [(["--rw", "trim"], "--rw"), (["--bs", "1000"], "--bs"), (["--iodepth", "0"], "--iodepth"), (["--fast"], "--fast")],
+    [
+        (["--rw", "trim"], "--rw"),
+        (["--bs", "1000"], "--bs"),
+        (["--iodepth", "0"], "--iodepth"),
+        (["--fast"], "--fast"),
+        (["--socket-path", ""], "--socket-path"),
+    ],
 )
 def test_wrong_arguments_are_one_line_and_exit_code_2(tmp_path: Path, options: list[str], named: str) -> None:
     one_line(bench(tmp_path / "socket", *options), 2, named)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from kpoll.backend.bench.compare import CASES, Bar, Results, as_dict, choose_cases, choose_cpus, table
 from kpoll.backend.bench.peers import KPOLL, QEMU, Peer, parse_peers
@@ -87,6 +89,16 @@ def test_peers_are_named_commands() -> None:
 def test_a_peer_without_name_or_socket_is_refused(value: str) -> None:
     with pytest.raises(UsageError, match="--peer"):
         parse_peers((value,), ())
+
+
+@pytest.mark.parametrize("peers", [[KPOLL, QEMU], [KPOLL, QEMU, Peer("somebody-s-other-daemon")]])
+def test_the_table_fits_a_terminal_of_80_columns(peers: list[Peer]) -> None:
+    console = Console(width=80, file=io.StringIO())
+    with console.capture() as shown:
+        console.print(table(list(CASES), peers, results([18_416_000], [3_895_000]), 3))
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown.get()
+    for word in ("read-qd128", "CPU µs/IO", "18,416", "3,895", "4.73", "met", "missed"):
+        assert word in shown.get()
 
 
 def test_table_json_and_picture_show_every_case(tmp_path: Path) -> None:

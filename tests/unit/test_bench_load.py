@@ -73,3 +73,17 @@ def test_only_cpus_that_this_process_may_use_can_be_named() -> None:
 )
 def test_a_load_knows_whether_it_destroys_data(load: dict[str, Any], writes: bool) -> None:
     assert BlkLoad(**load).writes is writes
+
+
+@pytest.mark.parametrize(
+    ("load", "disk", "used"),
+    [
+        ({}, 1 << 40, 1 << 40),
+        ({"size": 1 << 20}, 1 << 40, 1 << 20),
+        ({"verify": True}, 1 << 40, 1 << 30),
+        ({"verify": True}, 1 << 20, 1 << 20),
+        ({"verify": True, "size": 1 << 40}, 1 << 40, 1 << 40),
+    ],
+)
+def test_verification_takes_no_more_than_a_gigabyte_unless_told(load: dict[str, Any], disk: int, used: int) -> None:
+    assert BlkLoad(**load).span(disk) == used
