@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+import trio
+
 from kpoll.vhost._core import ffi, lib
 from kpoll.vhost.device import Device, DeviceError
 
@@ -61,6 +63,7 @@ class BlkDevice(Device):
         self._features = device_features(disk.limits)
         self._negotiated = 0
         self._writeback = _WRITEBACK_RESET
+        self._cached = False  # writes may have been answered that aren't durable
 
     @property
     def connected(self) -> bool:
@@ -100,6 +103,15 @@ class BlkDevice(Device):
         self._negotiated = features
         self._apply_cache_mode()
 
+    async def settle(self) -> None:
+        """Make durable what was answered under writeback, if that has ended: nobody is going to flush it any more.
+
+        Raises OSError when the disk fails; what is cached stays owed.
+        """
+        if self._cached and not self.disk.write_back:
+            await trio.to_thread.run_sync(self.disk.sync)
+            self._cached = False
+
     async def start_vring(self, vring: VringConfig) -> None:
         """Bind the queue to its rings and hand it to its worker.
 
@@ -134,6 +146,7 @@ class BlkDevice(Device):
         if write_back != self.disk.write_back and self.connected:
             self._log.info("cache_mode", write_back=write_back)
         self.disk.write_back = write_back
+        self._cached |= write_back
 
     def _config(self, writeback: int | None = None) -> bytes:
         return config_space(

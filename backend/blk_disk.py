@@ -96,6 +96,11 @@ class Disk:
     def write_back(self, value: bool) -> None:
         self.dev.write_back = int(value)
 
+    def sync(self) -> None:
+        """Make all that was written durable; blocks. Raises OSError."""
+        if self.fd >= 0:
+            os.fdatasync(self.fd)
+
     def sectors_now(self) -> int:
         """Return the size of what is underneath at this moment, in sectors, rounded down to the guest's blocks.
 

@@ -92,7 +92,7 @@ class Device(ABC):
         return b""
 
     def set_config(self, offset: int, data: bytes, flags: int) -> None:
-        """Write the virtio configuration space.
+        """Write the virtio configuration space. No vring runs meanwhile.
 
         Args:
             offset: First byte.
@@ -110,6 +110,15 @@ class Device(ABC):
     def set_features(self, features: int) -> None:
         """Take note of the negotiated virtio feature bits, a subset of `features()`. No vring runs meanwhile."""
         del features
+
+    async def settle(self) -> None:
+        """Finish what `set_config` or `set_features` began, before the front-end is answered. No vring runs meanwhile.
+
+        Raises:
+            OSError: It can't be finished.
+
+        """
+        return
 
     @abstractmethod
     async def start_vring(self, vring: VringConfig) -> None:

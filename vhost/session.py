@@ -148,6 +148,7 @@ class Session:
         async with self._vrings.all_paused():
             self._device.set_features(without(payload.value, VirtioFeature.VHOST_USER_F_PROTOCOL_FEATURES))
             self._vrings.features = payload.value
+            await self._device.settle()
         self._log.info("features_negotiated", features=names(payload.value, VirtioFeature))
 
     async def _get_protocol_features(self, _: Empty, __: Fds) -> U64:
@@ -304,7 +305,9 @@ class Session:
     async def _set_config(self, payload: Config, _: Fds) -> None:
         if len(payload.data) != payload.size or payload.flags > 1:
             raise MessageError(f"SET_CONFIG of {payload.size} bytes with {len(payload.data)}, flags {payload.flags}")
-        self._device.set_config(payload.offset, payload.data, payload.flags)
+        async with self._vrings.all_paused():
+            self._device.set_config(payload.offset, payload.data, payload.flags)
+            await self._device.settle()
 
     async def _set_backend_req_fd(self, _: Empty, fds: Fds) -> None:
         fd = fds.take()
