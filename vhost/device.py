@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from enum import IntFlag
+
     from kpoll.vhost.memory import MemoryTable
 
 
@@ -72,6 +74,10 @@ class Device(ABC):
     @abstractmethod
     def features(self) -> int:
         """Give the virtio feature bits on offer. VHOST_USER_F_PROTOCOL_FEATURES is added by the session."""
+
+    def feature_names(self) -> type[IntFlag] | None:
+        """Give the feature bits of this kind of device by their names in the specification, for the log."""
+        return None
 
     def protocol_features(self) -> int:
         """Give protocol feature bits to offer beyond those that the session serves by itself."""

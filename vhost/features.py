@@ -50,7 +50,8 @@ def without(bits: int, unwanted: int) -> int:
     return int(bits) & ~int(unwanted)
 
 
-def names(bits: int, flags: type[IntFlag]) -> list[str]:
-    """Spell out a bit mask for the log: the names of known bits, `bit N` for others."""
-    known = {flag.value: flag.name or "" for flag in flags}
-    return [known.get(1 << bit, f"bit {bit}") for bit in range(bits.bit_length()) if bits >> bit & 1]
+def names(bits: int, *flags: type[IntFlag] | None) -> list[str]:
+    """Spell out a bit mask for the log: the names of known bits, then one hexadecimal mask of all others."""
+    known = {int(flag): flag.name or "" for kind in flags if kind is not None for flag in kind}
+    unknown = without(bits, sum(known))
+    return [known[bit] for bit in sorted(known) if bits & bit] + ([f"{unknown:#x}"] if unknown else [])

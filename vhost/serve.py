@@ -57,7 +57,7 @@ async def serve_connection(sock: AnySocket, device: Device, log: FilteringBoundL
     except (MessageError, SessionEndedError, OSError) as e:
         reason = str(e)
     finally:
-        # Hanging up is what a front-end waits for: QEMU then takes the ring's position from used.idx in guest memory, so
+        # Hanging up is what a front-end waits for: QEMU then takes the position from used.idx in guest memory, so
         # nothing may be popped or published any more by that time.
         try:
             await session.close()

@@ -144,12 +144,15 @@ class Session:
         offered = self._device.features() | VirtioFeature.VHOST_USER_F_PROTOCOL_FEATURES
         unknown = without(payload.value, offered)
         if unknown:
-            raise MessageError(f"features not offered: {names(unknown, VirtioFeature)}")
+            raise MessageError(f"features not offered: {self._names(unknown)}")
         async with self._vrings.all_paused():
             self._device.set_features(without(payload.value, VirtioFeature.VHOST_USER_F_PROTOCOL_FEATURES))
             self._vrings.features = payload.value
             await self._device.settle()
-        self._log.info("features_negotiated", features=names(payload.value, VirtioFeature))
+        self._log.info("features_negotiated", features=self._names(payload.value))
+
+    def _names(self, features: int) -> list[str]:
+        return names(features, VirtioFeature, self._device.feature_names())
 
     async def _get_protocol_features(self, _: Empty, __: Fds) -> U64:
         return U64(PROTOCOL_FEATURES | self._device.protocol_features())

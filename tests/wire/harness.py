@@ -6,6 +6,7 @@ import gc
 import socket
 import threading
 from contextlib import contextmanager
+from enum import IntFlag
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,12 @@ SIZE = 8
 DESC, AVAIL, USED = 0, 256, 512
 
 
+class RecordingFeature(IntFlag):
+    """Feature bits of a device's own."""
+
+    RECORDING_F_TAPE = 1 << 6
+
+
 class RecordingDevice(Device):
     """Binds real virtqueues, serves nothing, and writes down every call.
 
@@ -60,6 +67,10 @@ class RecordingDevice(Device):
     def features(self) -> int:
         """Offer what rings need, and a bit of a device's own."""
         return VirtioFeature.VIRTIO_F_VERSION_1 | VirtioFeature.VIRTIO_F_EVENT_IDX | 1 << 6
+
+    def feature_names(self) -> type[IntFlag]:
+        """Name the bit of its own."""
+        return RecordingFeature
 
     def get_config(self, offset: int, size: int) -> bytes:
         """Give a space of 60 bytes, and an error beyond 1024."""

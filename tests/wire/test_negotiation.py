@@ -54,6 +54,13 @@ def test_protocol_features_that_were_not_offered_end_the_session(backend: Backen
     assert len(backend.events("request_failed")) == 1
 
 
+def test_the_log_names_the_devices_own_features(backend: Backend) -> None:
+    with backend.frontend() as frontend:
+        frontend.negotiate(VirtioFeature.VIRTIO_F_VERSION_1 | 1 << 6)
+    [line] = backend.events("features_negotiated")
+    assert line["features"] == ["RECORDING_F_TAPE", "VHOST_USER_F_PROTOCOL_FEATURES", "VIRTIO_F_VERSION_1"]
+
+
 def test_tells_how_many_queues_and_memory_slots_there_are(backend: Backend) -> None:
     with backend.negotiated() as frontend:
         assert frontend.queue_num() == 2
