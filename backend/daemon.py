@@ -8,6 +8,7 @@ only those that come after it.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 from dataclasses import dataclass
@@ -23,12 +24,13 @@ from .blk_device import BlkDevice, open_device
 from .blk_disk import Disk, open_disk
 from .errors import KpollError
 from .frontends import serve_front_ends
-from .listener import FrontSocket, open_front_socket
+from .listener import FrontSocket, open_front_socket, remove_own
 from .logs import device_log, setup_logging
 from .metrics import BlkCollector, Identity
 from .metrics_server import open_metrics_sockets, serve_metrics
 from .resize import ResizeWatch
 from .sandbox import Sandbox, enter_sandbox
+from .signals import SIGNALS, SignalThread
 
 if TYPE_CHECKING:
     import socket
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from .config import BlkConfig
 
 
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_FORCED: Final = 1  # exit code
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ def _check_cpus(config: BlkConfig) -> None:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Keep signals waiting from the moment that there is a path to remove until somebody heeds them (`_serve`)."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    """Block signals in this thread and those it starts: from when there is a path to remove, for `SignalThread`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
@@ -89,12 +91,17 @@ def _open(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[_Opened]:
         yield _Opened(disk, device, front, metrics, resize)
 
 
+def _made_paths(config: BlkConfig) -> list[str]:
+    """Name the sockets that we make and remove."""
+    return [path for path in (config.socket.path, config.metrics.path) if path is not None]
+
+
 def _enter_sandbox(config: BlkConfig) -> Sandbox | None:
     """Close the sandbox unless it is off. Raises KpollError when it was asked for and the host has nothing of it."""
     if config.sandbox is False:
         return None
-    paths = [path for path in (config.socket.path, config.metrics.path) if path is not None]
-    sandbox = enter_sandbox(removable={os.path.dirname(os.path.abspath(path)) for path in paths})  # noqa: PTH100, PTH120
+    removable = {os.path.dirname(os.path.abspath(path)) for path in _made_paths(config)}  # noqa: PTH100, PTH120
+    sandbox = enter_sandbox(removable=removable)
     if config.sandbox and not {"seccomp", "landlock"} & set(sandbox.active):
         reasons = ", ".join(f"{layer}: {reason}" for layer, reason in sandbox.missing.items())
         raise KpollError(f"--sandbox on: this host has neither seccomp nor Landlock ({reasons}); use --sandbox off")
@@ -160,18 +167,39 @@ async def _main(config: BlkConfig, opened: _Opened, log: FilteringBoundLogger) -
 async def _serve(config: BlkConfig, opened: _Opened, log: FilteringBoundLogger) -> None:
     """Serve front-ends, scrapes and signals, until told to stop or nobody can come any more."""
     async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(*_SIGNALS) as signals:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-            nursery.start_soon(_heed_signals, signals, opened.resize, nursery.cancel_scope, log)
-            nursery.start_soon(opened.resize.run)
-            if opened.metrics:
-                registry = CollectorRegistry(auto_describe=False)
-                me = Identity(config.device, version("kpoll"), opened.device.engine.name, config.poll.strategy)
-                registry.register(BlkCollector(me, opened.device))
-                nursery.start_soon(serve_metrics, opened.metrics, registry, log)
-            await serve_front_ends(opened.front, opened.device, log)
-            nursery.cancel_scope.cancel()
-            await trio.lowlevel.checkpoint_if_cancelled()
+        signals = _hear_signals(config, log)
+        nursery.start_soon(_heed_signals, signals, opened.resize, nursery.cancel_scope, log)
+        nursery.start_soon(opened.resize.run)
+        if opened.metrics:
+            registry = CollectorRegistry(auto_describe=False)
+            me = Identity(config.device, version("kpoll"), opened.device.engine.name, config.poll.strategy)
+            registry.register(BlkCollector(me, opened.device))
+            nursery.start_soon(serve_metrics, opened.metrics, registry, log)
+        await serve_front_ends(opened.front, opened.device, log)
+        nursery.cancel_scope.cancel()
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+
+def _hear_signals(config: BlkConfig, log: FilteringBoundLogger) -> trio.MemoryReceiveChannel[int]:
+    """Start the thread that hears signals; returns where they arrive."""
+    ours = {path: os.lstat(path) for path in _made_paths(config) if os.path.lexists(path)}
+    token = trio.lowlevel.current_trio_token()
+    send, receive = trio.open_memory_channel[int](math.inf)
+
+    def hear(number: int) -> None:
+        with contextlib.suppress(trio.RunFinishedError):
+            token.run_sync_soon(send.send_nowait, number, idempotent=True)
+
+    def force(why: str) -> None:
+        try:
+            for path, made in ours.items():
+                remove_own(path, made)
+            log.error("exit_forced", why=why)
+        finally:
+            os._exit(_FORCED)
+
+    SignalThread(hear, force)
+    return receive
 
 
 async def _heed_signals(

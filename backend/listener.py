@@ -119,7 +119,7 @@ def unix_listener(
         yield sock
     finally:
         if made is not None:
-            _remove_own(path, made)
+            remove_own(path, made)
         sock.close()
 
 
@@ -137,7 +137,7 @@ def _bind_reason(error: OSError) -> str:
             return os_reason(error)
 
 
-def _remove_own(path: str, made: os.stat_result) -> None:
+def remove_own(path: str, made: os.stat_result) -> None:
     """Unlink `path` if it is still the inode that we made. What can't be removed, the next server replaces."""
     with contextlib.suppress(OSError):
         now = os.lstat(path)
