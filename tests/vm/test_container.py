@@ -87,7 +87,8 @@ async def test_a_guest_outside_uses_a_disk_that_is_served_from_inside(image: str
     run.chmod(0o777)
     with disk.open("wb") as file:
         file.truncate(SIZE)
-    disk.chmod(0o666)
+    disk.chmod(0o600)
+    os.chown(disk, 1000, 1000)  # as the README has it: the image's user
     tmp_path.chmod(0o755)
     inside = (
         *("run", "--rm", "--cgroups=disabled", "--network=host"),
