@@ -7,7 +7,7 @@ import signal
 import socket
 import stat
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -324,3 +324,20 @@ def test_a_log_reader_that_went_away_does_not_stop_the_disk(sock: Path, image: P
             assert guest.request(IN, 0, length=SECTOR)[0] == 0
         daemon.signal(signal.SIGTERM)
         assert daemon.wait() == 0
+
+
+def test_a_log_reader_that_stalls_does_not_stop_the_disk(sock: Path, image: Path) -> None:
+    ready, written = os.pipe()
+    os.set_blocking(written, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(written, b"x" * 4096)
+    os.set_blocking(written, True)
+    with open(ready, "rb"), open(written, "wb") as nobody_reads:  # noqa: PTH123 - descriptors, no paths
+        with Daemon("blk", "--socket-path", sock, "--blk-file", image, stderr=nobody_reads) as daemon:
+            _wait_for(sock)
+            with Guest(sock) as guest:
+                assert guest.request(IN, 0, length=SECTOR)[0] == 0
+            daemon.signal(signal.SIGTERM)
+            assert daemon.wait() == 0
+        assert os.get_blocking(written)

@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import structlog
 
 from kpoll.backend.config import LogConfig
-from kpoll.backend.logs import device_log, setup_logging
+from kpoll.backend.logs import Gate, device_log, setup_logging
 
 ROOT = Path(__file__).resolve().parents[2]
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
@@ -109,3 +110,31 @@ def test_a_reader_that_went_away_costs_the_line_only(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "stderr", Gone())
     setup_logging(LogConfig())
     device_log("disk0").error("queue_fault", queue=0, kind="loop")
+
+
+def passes(gate: Gate, event: str = "request_failed", device: str = "disk0") -> dict[str, object] | None:
+    try:
+        return dict(gate(None, "warning", {"event": event, "device": device}))
+    except structlog.DropEvent:
+        return None
+
+
+def test_a_flood_of_one_event_is_counted_and_others_pass() -> None:
+    now = 0.0
+    gate = Gate(clock=lambda: now, stalled=lambda: False)
+    assert sum(passes(gate) is not None for _ in range(100)) == 50
+    assert passes(gate, event="queue_fault")
+    assert passes(gate, device="disk1")
+    now = 1.0
+    lines = [line for line in (passes(gate) for _ in range(100)) if line is not None]
+    assert [line.get("suppressed") for line in lines] == [50, None, None, None, None]
+
+
+def test_what_nobody_reads_is_counted() -> None:
+    stalled = True
+    gate = Gate(stalled=lambda: stalled)
+    assert [passes(gate) for _ in range(3)] == [None] * 3
+    stalled = False
+    line = passes(gate)
+    assert line is not None
+    assert line["suppressed"] == 3
