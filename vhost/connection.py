@@ -1,27 +1,29 @@
 """A vhost-user connection under trio: whole messages with their file descriptors, whatever the other side does.
 
 Resource handling: every descriptor that arrives is owned by an `Fds` from the moment it is out of the ancillary data,
-and closed by it unless somebody takes it. Room for ancillary data is exactly what the specification allows, so the
-kernel itself discards a surplus, and says so.
+and closed by it unless somebody takes it. Room for ancillary data is what the kernel can send, more than the
+specification allows: it would close a surplus itself, within our recvmsg(2), and may have to wait for that.
 """
 
 from __future__ import annotations
 
 import array
-import os
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+import trio
+
+from kpoll.vhost.descriptors import discard
 from kpoll.vhost.messages import FDS_MAX, Header
 from kpoll.vhost.payloads import MessageError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    import trio
-
-ANCILLARY_SIZE = socket.CMSG_SPACE(FDS_MAX * array.array("i").itemsize)
+SCM_MAX_FD = 253  # include/net/scm.h
+ANCILLARY_SIZE = socket.CMSG_SPACE(SCM_MAX_FD * array.array("i").itemsize)
 
 
 class Fds:
@@ -60,7 +62,7 @@ class Fds:
     def close(self) -> None:
         """Close what nobody took. May be called twice."""
         while self._fds:
-            os.close(self._fds.pop())
+            discard(self._fds.pop())
 
     def add(self, fd: int) -> None:
         """Become the owner of a descriptor."""
@@ -89,7 +91,7 @@ class Fds:
                 self._fds.extend(fds)
         self.truncated |= truncated or len(self._fds) > FDS_MAX
         while len(self._fds) > FDS_MAX:
-            os.close(self._fds.pop())
+            discard(self._fds.pop())
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,16 @@ class Connection:
         self._socket = sock
 
     def close(self) -> None:
-        """Hang up. May be called twice."""
-        self._socket.close()
+        """Hang up. May be called twice.
+
+        The other side sees it at once; what it sent and nobody read (descriptors, too) goes with the socket, unwaited.
+        """
+        if self._socket.fileno() < 0:
+            return
+        with suppress(OSError):  # it has hung up already
+            self._socket.shutdown(socket.SHUT_RDWR)
+        trio.lowlevel.notify_closing(self._socket.fileno())
+        discard(self._socket.detach())
 
     async def receive(self) -> Received | None:
         """Receive the next message.

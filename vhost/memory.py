@@ -71,6 +71,9 @@ class MappedRegion:
 def map_region(region: MemoryRegion, fd: int) -> MappedRegion:
     """Map a region of the front-end's memory.
 
+    Any file will do, also one that the front-end serves itself (FUSE): then this call, and later each page fault of
+    whoever touches the memory, takes as long as it likes. Nothing but refusing such files would help against that.
+
     Args:
         region: Where it lies, its size in bytes (any number), where it starts in the file (any offset).
         fd: The file. Stays the caller's, who may close it at once.

@@ -9,12 +9,12 @@ told so and may go on; else the specification leaves no way to tell it but to ha
 
 from __future__ import annotations
 
-import os
 import socket
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import trio
 
+from kpoll.vhost.descriptors import discard, is_unix_socket
 from kpoll.vhost.device import DeviceError
 from kpoll.vhost.features import ProtocolFeature, VirtioFeature, names, without
 from kpoll.vhost.memory import MEM_SLOTS_MAX, MemoryTable, map_region
@@ -234,8 +234,8 @@ class Session:
         old = self._vrings.memory
         async with self._vrings.all_paused():
             self._vrings.memory = memory
-        if old is not None:
-            old.close(successor=memory)
+            if old is not None:
+                old.close(successor=memory)
         self._log.info("memory_changed", regions=len(memory.regions), bytes=memory.size)
 
     # Vrings.
@@ -279,7 +279,7 @@ class Session:
             try:
                 check_doorbell(fd)
             except OSError:
-                os.close(fd)
+                discard(fd)
                 raise
         async with self._vrings.paused(vring):
             vring.start(fd)
@@ -314,20 +314,19 @@ class Session:
 
     async def _set_backend_req_fd(self, _: Empty, fds: Fds) -> None:
         fd = fds.take()
-        try:
-            channel = socket.socket(fileno=fd)
-        except OSError:
-            os.close(fd)
-            raise
-        if channel.family != socket.AF_UNIX or channel.type != socket.SOCK_STREAM:
-            channel.close()
+        if not is_unix_socket(fd):
+            discard(fd)
+            raise MessageError("the back-end channel is no unix stream socket")
+        channel = socket.socket(fileno=fd)
+        if channel.type != socket.SOCK_STREAM:
+            discard(channel.detach())
             raise MessageError("the back-end channel is no unix stream socket")
         self._close_channel()
         self._channel = channel
 
     def _close_channel(self) -> None:
         if self._channel is not None:
-            self._channel.close()
+            discard(self._channel.detach())
         self._channel = None
 
     _HANDLERS: ClassVar[dict[Request, Callable[[Session, Any, Fds], Awaitable[Payload | None]]]] = {
@@ -383,7 +382,7 @@ def _map(present: Sequence[MappedRegion], regions: Sequence[MemoryRegion], fds: 
             try:
                 mapped.append(map_region(region, fd))
             finally:
-                os.close(fd)
+                discard(fd)
         return MemoryTable([*present, *mapped])
     except BaseException:
         for region_mapped in mapped:

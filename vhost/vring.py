@@ -9,12 +9,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import select
-import stat
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from kpoll.vhost.descriptors import discard, is_doorbell
 
 if TYPE_CHECKING:
     from typing import Self
@@ -23,21 +23,17 @@ if TYPE_CHECKING:
 
 
 def check_doorbell(fd: int) -> None:
-    """Accept what may stand for an eventfd: an eventfd, a pipe or a socket (user-mode Linux's idea of a pipe).
+    """Accept what may stand for an eventfd: an eventfd, a pipe or a unix socket (user-mode Linux's idea of a pipe).
 
     Anything with a file system or a driver behind it could make a worker wait in poll(2) or write(2) for as long as
     the other side pleases.
 
     Raises:
-        OSError: EPERM for a descriptor of another kind, or one that epoll can't watch.
+        OSError: EPERM for a descriptor of another kind.
 
     """
-    kind = stat.S_IFMT(os.fstat(fd).st_mode)
-    anonymous_inode = 0
-    if kind not in (anonymous_inode, stat.S_IFIFO, stat.S_IFSOCK):
+    if not is_doorbell(fd):
         raise OSError(errno.EPERM, "neither eventfd nor pipe")
-    with select.epoll() as probe:
-        probe.register(fd, select.EPOLLIN | select.EPOLLET)
 
 
 class DoorbellSlot:
@@ -67,9 +63,11 @@ class DoorbellSlot:
             flags = fcntl.fcntl(fd, fcntl.F_GETFL)
             if not flags & os.O_NONBLOCK:
                 fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+            old = os.dup(self.fd)  # dup2 would close it on the way
             os.dup2(fd, self.fd, inheritable=False)
+            discard(old)
         finally:
-            os.close(fd)
+            discard(fd)
 
     def clear(self) -> None:
         """Let the number stand for a private eventfd again."""
@@ -82,7 +80,7 @@ class DoorbellSlot:
 
     def close(self) -> None:
         """Give the number back."""
-        os.close(self.fd)
+        discard(self.fd)
 
 
 @dataclass
@@ -128,7 +126,7 @@ class Vring:
     def drop_kick(self) -> None:
         """GET_VRING_BASE: the ring is stopped until the next SET_VRING_KICK."""
         if self.kick is not None:
-            os.close(self.kick)
+            discard(self.kick)
         self.kick = None
         self.started = False
 

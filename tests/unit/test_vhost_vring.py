@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kpoll.vhost.descriptors import wait_discarded
 from kpoll.vhost.payloads import VringAddr
 from kpoll.vhost.vring import DoorbellSlot, Vring, check_doorbell
 
@@ -51,6 +52,7 @@ def test_pointing_closes_the_other_number_even_on_failure(slot: DoorbellSlot) ->
     fd = os.open("/dev/null", os.O_WRONLY)
     with pytest.raises(OSError, match="neither eventfd nor pipe"):
         slot.point_at(fd)
+    assert wait_discarded(10)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
 
@@ -66,7 +68,7 @@ def test_a_full_or_deserted_bell_blocks_nobody(slot: DoorbellSlot) -> None:
     slot.signal()
 
 
-def test_eventfds_pipes_and_sockets_are_doorbells() -> None:
+def test_eventfds_pipes_and_unix_sockets_are_doorbells() -> None:
     ours, theirs = socket.socketpair()
     reader, writer = os.pipe()
     bell = os.eventfd(0)
@@ -83,6 +85,15 @@ def test_files_and_devices_are_none() -> None:
     with pytest.raises(OSError, match="neither"):
         check_doorbell(folder)
     os.close(folder)
+
+
+def test_other_anonymous_inodes_and_sockets_are_none() -> None:
+    with select.epoll() as epoll, socket.socket(socket.AF_INET) as tcp:
+        watch = os.pidfd_open(os.getpid())
+        for fd in (epoll.fileno(), tcp.fileno(), watch):
+            with pytest.raises(OSError, match="neither"):
+                check_doorbell(fd)
+        os.close(watch)
 
 
 def test_a_memfd_is_none() -> None:

@@ -16,6 +16,7 @@ import trio
 from structlog.testing import LogCapture
 
 from kpoll.vhost._core import ffi
+from kpoll.vhost.descriptors import wait_discarded
 from kpoll.vhost.device import Device, DeviceError, VringConfig
 from kpoll.vhost.features import ProtocolFeature, VirtioFeature
 from kpoll.vhost.frontend import Frontend, Memory, Vring
@@ -158,6 +159,7 @@ class Backend:
         assert not thread.is_alive(), "the session did not end"
         if failures:
             raise failures[0]
+        assert wait_discarded(TIMEOUT_S)
         assert resources() == held, "descriptors or mappings leaked"
 
     @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import array
 import os
 import socket
+import struct
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -156,3 +158,65 @@ def test_one_failed_request_is_one_line_in_the_log(backend: Backend) -> None:
     [line] = backend.events("request_failed")
     assert (line["request"], line["conn"], line["log_level"]) == ("SET_FEATURES", 1, "warning")
     assert "0x8000000000000000" in line["error"]
+
+
+@contextmanager
+def lingering() -> Iterator[socket.socket]:
+    """Give a TCP socket whose last close(2) waits until the peer has read all, or has gone."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sock = socket.create_connection(server.getsockname())
+        peer, _ = server.accept()
+        with peer:
+            sock.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:
+                    sock.send(bytes(1 << 16))
+            sock.setblocking(True)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1000))
+            yield sock
+
+
+def inside_a_socket(fd: int) -> int:
+    """Give a unix socket with a descriptor in its queue."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        send_fds(ours, b".", [fd])
+    return theirs.detach()
+
+
+SET_OWNER = pack_request(Request.SET_OWNER, Empty(), need_reply=True)
+SET_CALL = pack_request(Request.SET_VRING_CALL, VringFd(0, has_fd=True), need_reply=True)
+SET_CHANNEL = pack_request(Request.SET_BACKEND_REQ_FD, Empty(), need_reply=True)
+
+
+@pytest.mark.parametrize(
+    ("message", "count", "inside"),
+    [
+        (SET_OWNER, 1, False),
+        (SET_OWNER, 20, False),
+        (SET_OWNER, 1, True),
+        (SET_CALL, 1, False),
+        (SET_CHANNEL, 1, False),
+    ],
+    ids=["surplus", "far too many", "inside a socket", "doorbell", "channel"],
+)
+def test_a_descriptor_that_takes_long_to_close_holds_nobody_up(
+    backend: Backend, message: bytes, count: int, inside: bool
+) -> None:
+    with backend.negotiated() as frontend, lingering() as sock:
+        fd = inside_a_socket(sock.fileno()) if inside else os.dup(sock.fileno())
+        sock.close()
+        send_fds(frontend.sock, message, [fd] * count)
+        os.close(fd)
+        assert frontend.receive()[1] == U64(1).pack()
+        assert frontend.queue_num() == 2
+
+
+def test_hanging_up_does_not_wait_for_what_nobody_read(backend: Backend) -> None:
+    with backend.socket() as sock, lingering() as slow:
+        fd = os.dup(slow.fileno())
+        slow.close()
+        send_fds(sock, Header(Request.GET_FEATURES, 0, 0).pack(), [])
+        send_fds(sock, b".", [fd])
+        os.close(fd)
+        assert sock.recv(1) == b""
