@@ -10,7 +10,7 @@ import trio
 from kpoll.vhost._core import ffi, lib
 from kpoll.vhost.device import Device, DeviceError
 
-from .blk_config import WRITEBACK_OFFSET, config_space, device_features, writes_back
+from .blk_config import WRITEBACK_OFFSET, BlkFeature, config_space, device_features, writes_back
 from .blk_queue import BlkQueue
 from .engines import candidates, open_lanes
 from .errors import KpollError
@@ -18,6 +18,7 @@ from .worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from enum import IntFlag
 
     from structlog.typing import FilteringBoundLogger
 
@@ -73,6 +74,10 @@ class BlkDevice(Device):
     def features(self) -> int:
         """Give the feature bits on offer."""
         return self._features
+
+    def feature_names(self) -> type[IntFlag]:
+        """Give the block device's feature bits by name."""
+        return BlkFeature
 
     def get_config(self, offset: int, size: int) -> bytes:
         """Read struct virtio_blk_config."""

@@ -341,3 +341,12 @@ def test_a_log_reader_that_stalls_does_not_stop_the_disk(sock: Path, image: Path
             daemon.signal(signal.SIGTERM)
             assert daemon.wait() == 0
         assert os.get_blocking(written)
+
+
+def test_negotiated_features_are_logged_by_the_names_of_the_specification(sock: Path, image: Path) -> None:
+    with Daemon("blk", "--socket-path", sock, "--blk-file", image) as daemon:
+        daemon.logged("listening")
+        with Guest(sock, features=VERSION_1 | BlkFeature.VIRTIO_BLK_F_FLUSH):
+            names = daemon.logged("features_negotiated")["features"]
+            assert {"VIRTIO_F_VERSION_1", "VIRTIO_BLK_F_FLUSH"} <= set(names)
+        assert daemon.stop() == 0
