@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from kpoll.vhost._core import ffi, lib
@@ -12,6 +12,7 @@ from kpoll.vhost._core import ffi, lib
 from .blk_config import DiskLimits
 from .config import SECTOR, SERIAL_BYTES
 from .errors import KpollError
+from .image import claim_device, claim_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,6 +134,15 @@ def _open_target(target: Any, config: BlkConfig) -> None:
     raise KpollError(f"{path}: {fault}")
 
 
+def _claim(target: Any, config: BlkConfig) -> AbstractContextManager[None]:
+    """Keep others from writing to what is open."""
+    if config.blk_file is None or (target.block_device and config.read_only):
+        return nullcontext()
+    if target.block_device:
+        return claim_device(config.blk_file)
+    return claim_file(config.blk_file, int(target.fd), read_only=config.read_only)
+
+
 @contextmanager
 def open_disk(config: BlkConfig) -> Iterator[Disk]:
     """Open the disk that `config` describes; close it on leaving, when nothing may use it any more.
@@ -151,7 +161,8 @@ def open_disk(config: BlkConfig) -> Iterator[Disk]:
             dev.write_back = 0  # until a driver says that it flushes
             serial = config.serial.ljust(SERIAL_BYTES, b"\0")
             ffi.memmove(dev.serial, serial, SERIAL_BYTES)
-            yield Disk(dev)
+            with _claim(target, config):
+                yield Disk(dev)
         finally:
             lib.io_target_close(target)
     finally:

@@ -130,9 +130,9 @@ def socket_refused(path: Path | str, image: Path, *args: str) -> str:
 
 
 def test_a_socket_path_that_a_live_server_has(sock: Path, image: Path) -> None:
-    with Daemon("blk", "--socket-path", sock, "--blk-file", image) as first:
+    with Daemon("blk", "--socket-path", sock, "--blk-file", image, "--read-only") as first:
         first.logged("listening")
-        assert "another server listens there" in socket_refused(sock, image)
+        assert "another server listens there" in socket_refused(sock, image, "--read-only")
         assert sock.is_socket()
         assert first.stop() == 0
     assert not sock.exists()
