@@ -141,6 +141,49 @@ static void a_truncated_file_reads_zeros_and_is_marked_broken(void)
 	guest_free(&g);
 }
 
+static unsigned mappings(void)
+{
+	FILE *file = fopen("/proc/self/maps", "r");
+	unsigned lines = 0;
+
+	CHECK(file != NULL);
+	for (int c; (c = fgetc(file)) != EOF;)
+		lines += c == '\n';
+	fclose(file);
+	return lines;
+}
+
+/* A process may have some 65,000 mappings: one for each page that is touched would be a way to end the daemon. */
+static void however_many_pages_are_gone_the_process_keeps_few_mappings(void)
+{
+	struct guest g;
+	unsigned before;
+
+	guest_make(&g);
+	before = mappings();
+	CHECK(ftruncate(g.fds[1], 0) == 0);
+	for (int64_t at = MIB - 4096; at > 0; at -= 8192) /* backwards, so that each page faults by itself */
+		*(volatile uint8_t *)guest_at(&g, 2 * MIB + (uint64_t)at) = 1;
+	CHECK(mappings() <= before + 3);
+	guest_free(&g);
+}
+
+static void a_broken_mapping_is_announced_on_the_eventfd(void)
+{
+	struct guest g;
+	uint64_t count;
+
+	guest_make(&g);
+	CHECK(mem_broken_fd() >= 0);
+	if (read(mem_broken_fd(), &count, 8) < 0)
+		count = 0;
+	CHECK(ftruncate(g.fds[0], 0) == 0);
+	*(volatile uint8_t *)guest_at(&g, 1 * MIB) = 1;
+	CHECK(read(mem_broken_fd(), &count, 8) == 8);
+	CHECK_EQ(count, 1);
+	guest_free(&g);
+}
+
 static void a_bus_error_elsewhere_still_ends_the_process(void)
 {
 	int fd = memfd(4096), status;
@@ -167,6 +210,8 @@ int main(void)
 	RUN(many_regions_are_searched);
 	RUN(overlapping_and_wrapping_regions_are_refused);
 	RUN(a_truncated_file_reads_zeros_and_is_marked_broken);
+	RUN(however_many_pages_are_gone_the_process_keeps_few_mappings);
+	RUN(a_broken_mapping_is_announced_on_the_eventfd);
 	RUN(a_bus_error_elsewhere_still_ends_the_process);
 	return 0;
 }

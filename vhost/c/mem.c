@@ -8,8 +8,10 @@
  *
  * The front-end can truncate its file whenever it likes, and a load or store beyond the new end raises SIGBUS in
  * whichever thread did it. The handler finds the mapping by address in a fixed table (it may not take locks or
- * allocate), maps a page of zeros over the hole, marks the mapping broken and returns: the access is repeated and
- * succeeds. The data plane notices the mark between two requests and stops the queues that use this memory.
+ * allocate), maps zeros over everything from that page on, marks the mapping broken and returns: the access is repeated
+ * and succeeds. One fault zeroes the whole rest, so however many pages are touched, a mapping never splits into more
+ * than two: a process may have only so many. The data plane is woken through an eventfd, notices the mark between two
+ * requests and stops the queues that use this memory.
  */
 #include "mem.h"
 
@@ -19,6 +21,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -27,33 +30,34 @@
 #include "../../kernel/c/atomics.h"
 
 struct mem_map {
-	uint8_t *base;   /* page-aligned start of the mapping */
+	uint8_t *base;   /* page-aligned start of the mapping; atomic, NULL: not mapped (any more, or yet) */
 	size_t bytes;    /* whole pages */
 	size_t page;     /* of the file: huge on hugetlbfs */
 	uint8_t *ptr;    /* where the named piece starts */
+	uint32_t taken;  /* atomic: somebody's */
 	uint32_t broken; /* atomic; set by the SIGBUS handler */
-	unsigned slot;
 };
 
-/* What the SIGBUS handler may look at: a pointer per live mapping. 16 devices with a full table each. */
-#define SLOTS (16 * MEM_REGIONS_MAX)
-static struct mem_map *slots[SLOTS];
+/*
+ * All mappings there can be: 16 devices with a full table each. They are never freed, only reused, because the handler
+ * may look at one in one thread while another thread unmaps it.
+ */
+#define MAPS (16 * MEM_REGIONS_MAX)
+static struct mem_map maps[MAPS];
 static struct sigaction previous;
 static uint32_t broken_count;
+static int broken_fd = -1;
 
-/* The handler searches this table while another thread may add or remove an unrelated mapping: pointers move atomically. */
-static int slot_take(struct mem_map *map)
+static struct mem_map *take_map(void)
 {
-	for (unsigned i = 0; i < SLOTS; i++) {
-		struct mem_map *none = NULL;
+	for (unsigned i = 0; i < MAPS; i++) {
+		uint32_t no = 0;
 
-		/* Pairs with sigbus_handler()'s acquire: the mapping is complete before it can be found. */
-		if (__atomic_compare_exchange_n(&slots[i], &none, map, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED)) {
-			map->slot = i;
-			return 0;
-		}
+		/* Pairs with mem_map_destroy()'s release: whoever had it before is done with it. */
+		if (__atomic_compare_exchange_n(&maps[i].taken, &no, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+			return &maps[i];
 	}
-	return -ENOSPC;
+	return NULL;
 }
 
 /* The page size that the mapping of @fd is made of, which is also the granularity of a repair. */
@@ -68,10 +72,10 @@ static size_t page_of(int fd)
 
 int mem_map_create(int fd, uint64_t offset, uint64_t size, struct mem_map **out)
 {
+	uint64_t end, page, start, bytes;
 	struct mem_map *map;
 	struct stat st;
-	uint64_t end, page, start;
-	int rc;
+	uint8_t *base;
 
 	if (size == 0 || __builtin_add_overflow(offset, size, &end) || end > INT64_MAX)
 		return -EINVAL;
@@ -82,39 +86,38 @@ int mem_map_create(int fd, uint64_t offset, uint64_t size, struct mem_map **out)
 	if (!S_ISREG(st.st_mode) || end > (((uint64_t)st.st_size + page - 1) & ~(page - 1)))
 		return -EINVAL;
 
-	map = calloc(1, sizeof(*map));
-	if (!map)
-		return -ENOMEM;
 	start = offset & ~(page - 1);
-	map->page = page;
-	map->bytes = (end - start + page - 1) & ~(page - 1);
-	map->base = mmap(NULL, map->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, (off_t)start);
-	if (map->base == MAP_FAILED) {
-		rc = -errno;
-		free(map);
-		return rc;
-	}
+	bytes = (end - start + page - 1) & ~(page - 1);
+	base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, (off_t)start);
+	if (base == MAP_FAILED)
+		return -errno;
 	/* A core dump of the daemon is no place for guests' memory, and a fork no reason to copy it. */
-	madvise(map->base, map->bytes, MADV_DONTDUMP);
-	madvise(map->base, map->bytes, MADV_DONTFORK);
-	map->ptr = map->base + (offset - start);
-	rc = slot_take(map);
-	if (rc < 0) {
-		munmap(map->base, map->bytes);
-		free(map);
-		return rc;
+	madvise(base, bytes, MADV_DONTDUMP);
+	madvise(base, bytes, MADV_DONTFORK);
+	map = take_map();
+	if (!map) {
+		munmap(base, bytes);
+		return -ENOSPC;
 	}
+	map->bytes = bytes;
+	map->page = page;
+	map->ptr = base + (offset - start);
+	map->broken = 0;
+	store_release(&map->base, base); /* pairs with find_map()'s acquire: it is complete before it can be found */
 	*out = map;
 	return 0;
 }
 
 void mem_map_destroy(struct mem_map *map)
 {
+	uint8_t *base;
+
 	if (!map)
 		return;
-	__atomic_store_n(&slots[map->slot], NULL, __ATOMIC_RELEASE);
-	munmap(map->base, map->bytes);
-	free(map);
+	base = map->base;
+	store_release(&map->base, NULL);
+	munmap(base, map->bytes);
+	store_release(&map->taken, 0); /* pairs with take_map() */
 }
 
 void *mem_map_ptr(const struct mem_map *map)
@@ -132,8 +135,25 @@ uint32_t mem_broken_count(void)
 	return load_relaxed(&broken_count);
 }
 
+int mem_broken_fd(void)
+{
+	return broken_fd;
+}
+
+/* The mapping that contains @at. That one isn't being unmapped, since somebody is just using it; others may be. */
+static struct mem_map *find_map(const uint8_t *at)
+{
+	for (unsigned i = 0; i < MAPS; i++) {
+		uint8_t *base = load_acquire(&maps[i].base);
+
+		if (base && at >= base && at < base + maps[i].bytes && load_acquire(&maps[i].base) == base)
+			return &maps[i];
+	}
+	return NULL;
+}
+
 /*
- * Runs in the thread that touched the hole. Only loads, stores and mmap(2): nothing here takes a lock.
+ * Runs in the thread that touched the hole. Only loads, stores, mmap(2) and write(2): nothing here takes a lock.
  *
  *	worker				front-end
  *	checks the address: inside
@@ -144,21 +164,20 @@ uint32_t mem_broken_count(void)
  */
 static void sigbus_handler(int sig, siginfo_t *info, void *context)
 {
-	uint8_t *at = info->si_addr;
+	/* A signal that somebody sent (si_code <= 0) is no memory fault, and its si_addr means nothing. */
+	struct mem_map *map = info->si_code > 0 ? find_map(info->si_addr) : NULL;
 	int saved = errno;
 
-	/* A signal that somebody sent (si_code <= 0) is no memory fault, and its si_addr means nothing. */
-	for (unsigned i = 0; i < SLOTS && info->si_code > 0; i++) {
-		struct mem_map *map = load_acquire(&slots[i]);
+	if (map) {
+		size_t from = (size_t)((uint8_t *)info->si_addr - map->base) & ~(map->page - 1);
+		uint64_t one = 1;
 
-		if (map && at >= map->base && at < map->base + map->bytes) {
-			uint8_t *page = map->base + ((size_t)(at - map->base) & ~(map->page - 1));
-
-			if (mmap(page, map->page, PROT_READ | PROT_WRITE,
-				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED)
-				break;
+		if (mmap(map->base + from, map->bytes - from, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) != MAP_FAILED) {
 			store_release(&map->broken, 1);
 			__atomic_fetch_add(&broken_count, 1, __ATOMIC_RELEASE);
+			/* Wakes whoever found the hole on the way to sleep. A full counter: everybody has been told. */
+			(void)!write(broken_fd, &one, sizeof(one));
 			errno = saved;
 			return;
 		}
@@ -183,8 +202,9 @@ int mem_sigbus_install(void)
 
 	if (installed)
 		return 0;
+	broken_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	sigemptyset(&action.sa_mask);
-	if (sigaction(SIGBUS, &action, &previous) < 0)
+	if (broken_fd < 0 || sigaction(SIGBUS, &action, &previous) < 0)
 		return -errno;
 	installed = true;
 	return 0;

@@ -23,7 +23,8 @@ struct mem_map; /* one mmap of a front-end's fd */
  * @offset:	Where the piece starts in the file; needs no alignment
  * @size:	Its bytes; needs no alignment
  *
- * Return: 0; -EINVAL for an empty, wrapping or too long piece (beyond the file's end); -errno of fstat/mmap; -ENOMEM
+ * Return: 0; -EINVAL for an empty, wrapping or too long piece (beyond the file's end); -errno of fstat/mmap; -ENOSPC
+ * when 16 full tables are mapped
  */
 int mem_map_create(int fd, uint64_t offset, uint64_t size, struct mem_map **out);
 void mem_map_destroy(struct mem_map *map);
@@ -35,7 +36,7 @@ void *mem_map_ptr(const struct mem_map *map);
 bool mem_map_broken(const struct mem_map *map);
 
 /**
- * mem_sigbus_install() - Turn a SIGBUS inside any mem_map into a page of zeros and mark that map broken
+ * mem_sigbus_install() - Turn a SIGBUS inside any mem_map into zeros from there on, and mark that map broken
  *
  * Process-wide, once. A SIGBUS elsewhere goes to the handler that was there before.
  * Return: 0 or -errno of sigaction(2)
@@ -69,6 +70,9 @@ bool mem_table_broken(const struct mem_table *t);
  * with what it saw last, and looks at its tables only when it moved.
  */
 uint32_t mem_broken_count(void);
+
+/* mem_broken_fd() - An eventfd that is signalled whenever that happens, never read; -1 before mem_sigbus_install() */
+int mem_broken_fd(void);
 
 /* mem_find_gpa() - The region that contains @gpa, or NULL */
 const struct mem_region *mem_find_gpa(const struct mem_table *t, uint64_t gpa);

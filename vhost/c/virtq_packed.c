@@ -63,7 +63,8 @@ int virtq_packed_init(struct virtq *q, const struct virtq_config *cfg, const str
 	 */
 	if (cfg->base == 0 && !lap_completed(q))
 		q->avail_wrap = true;
-	if (q->avail_idx >= q->size)
+	/* The used half, if it is given, must say the same: queues stop with nothing in flight, and we can't make up for it. */
+	if (q->avail_idx >= q->size || (cfg->base >> 16 != 0 && cfg->base >> 16 != (cfg->base & 0xffff)))
 		return -EINVAL;
 	/* Queues stop with nothing in flight, so used stands where avail stands; some front-ends leave its half zero. */
 	q->used_idx = q->used_published = q->avail_idx;
