@@ -20,7 +20,7 @@ WRITEBACK_OFFSET: Final = 32  # struct virtio_blk_config's one writable field
 # queue can't be stopped before that returns.
 EXTENT_MAX: Final = 2 << 30
 SEGMENT_MIN: Final = 64 << 10
-SEGMENT_MAX: Final = 4 << 20
+SEGMENT_MAX: Final = 1 << 20  # BLK_SIZE_MAX of the data path
 SEGMENT_DEFAULT: Final = 1 << 20
 _U32: Final = (1 << 32) - 1
 

@@ -20,8 +20,11 @@
 
 #define BATCH 32       /* chains popped of one queue per turn */
 #define BATCH_INLINE 8 /* the same where the device completes inside the submit call */
+/* Of these, so that no single submission keeps a worker from its other queues and from its mailbox for long. */
+#define BATCH_BYTES (32u << 20)
 #define REAP 64
 #define LANE_QUEUES 256
+#define REQS_KEPT 128 /* requests' memory that a stopped queue may keep: rings are stopped and started now and then */
 
 struct blk_lane {
 	struct blk_dev *dev;
@@ -109,13 +112,13 @@ void blk_reject(struct blk_req *req, uint8_t status, enum blk_metric_error kind)
 	blk_finish(req, status, now_ns());
 }
 
-/* An I/O request came back from the engine. Return: true when the chain was pushed */
-static bool complete(struct blk_lane *lane, struct blk_req *req, uint64_t now)
+/* An I/O request came back from the engine: on to its next range, or answer it. */
+static void complete(struct blk_lane *lane, struct blk_req *req, uint64_t now)
 {
 	if (likely(req->io.res == 0)) {
 		if (unlikely(req->op == BLK_DISCARD || req->op == BLK_WRITE_ZEROES) && blk_next_range(req)) {
 			io_queue(lane->io, &req->io);
-			return false;
+			return;
 		}
 		blk_finish(req, VIRTIO_BLK_S_OK, now);
 	} else if (req->io.res == -EOPNOTSUPP) {
@@ -125,7 +128,6 @@ static bool complete(struct blk_lane *lane, struct blk_req *req, uint64_t now)
 		count_add(&req->queue->stats.errors[req->op][BLK_E_IO], 1);
 		blk_finish(req, VIRTIO_BLK_S_IOERR, now);
 	}
-	return true;
 }
 
 static unsigned reap(struct blk_lane *lane)
@@ -155,10 +157,10 @@ static unsigned pop_batch(struct blk_lane *lane, struct blk_queue *q, unsigned m
 {
 	struct blk_req *batch[BATCH];
 	unsigned n = 0;
-	uint64_t now;
+	uint64_t now, bytes = 0;
 	int rc = 0;
 
-	while (n < max) {
+	while (n < max && bytes < BATCH_BYTES) {
 		struct blk_req *req;
 
 		if (!virtq_more(&q->vq))
@@ -175,6 +177,7 @@ static unsigned pop_batch(struct blk_lane *lane, struct blk_queue *q, unsigned m
 			break;
 		}
 		__builtin_prefetch(req->iov[0].iov_base);
+		bytes += (uint64_t)req->chain.out_len + req->chain.in_len;
 		batch[n++] = req;
 	}
 	if (n > 0) {
@@ -358,6 +361,15 @@ static int make_reqs(struct blk_queue *q, uint32_t count)
 	q->reqs = at;
 	q->reqs_count = count;
 	return 0;
+}
+
+void blk_queue_release(struct blk_queue *q)
+{
+	if (q->reqs_used <= REQS_KEPT)
+		return;
+	madvise(q->reqs, q->reqs_count * sizeof(*q->reqs), MADV_DONTNEED);
+	q->free = NULL;
+	q->reqs_used = 0;
 }
 
 int blk_queue_bind(struct blk_queue *q, const struct virtq_config *cfg, const struct mem_table *mem)

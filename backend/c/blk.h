@@ -15,8 +15,9 @@
 
 #define BLK_SECTOR 512u
 #define BLK_SERIAL_LEN 20
-#define BLK_SEG_MAX 126   /* data segments of one request: what fits beside header and status in 128 */
-#define BLK_RANGES_MAX 16 /* max_discard_seg, max_write_zeroes_seg */
+#define BLK_SEG_MAX 126         /* data segments of one request: what fits beside header and status in 128 */
+#define BLK_SIZE_MAX (1u << 20) /* bytes of one segment; the size_max that is offered is this or less */
+#define BLK_RANGES_MAX 16       /* max_discard_seg, max_write_zeroes_seg */
 
 enum blk_metric_op { BLK_READ, BLK_WRITE, BLK_FLUSH, BLK_DISCARD, BLK_WRITE_ZEROES, BLK_GET_ID, BLK_OTHER, BLK_OPS };
 enum blk_metric_error { BLK_E_IO, BLK_E_UNSUPPORTED, BLK_E_RANGE, BLK_E_READ_ONLY, BLK_ERRORS };
@@ -79,6 +80,8 @@ int blk_queue_bind(struct blk_queue *q, const struct virtq_config *cfg, const st
 struct virtq *blk_queue_virtq(struct blk_queue *q);
 const struct blk_stats *blk_queue_stats(const struct blk_queue *q);
 uint32_t blk_queue_in_flight(const struct blk_queue *q);
+/* blk_queue_release() - Nothing is in flight: give back the memory that a deep queue made of requests */
+void blk_queue_release(struct blk_queue *q);
 /* blk_queue_state() - enum queue_state; acquire: what the worker did before the change is visible */
 int blk_queue_state(const struct blk_queue *q);
 void blk_queue_set_state(struct blk_queue *q, enum queue_state state);

@@ -12,7 +12,7 @@
 
 #include "blk_queue.h"
 
-#define DATA_MAX 0x7ffff000u /* what one read or write system call moves at most (MAX_RW_COUNT) */
+#define DATA_MAX (BLK_SEG_MAX * BLK_SIZE_MAX) /* what a driver that heeds seg_max and size_max can ask for */
 
 /* Copy @len bytes from the front of @iov, taking them off. Return: the number of iovecs used up, or -1 if too short */
 static int take(struct iovec *iov, unsigned count, void *dst, size_t len)
@@ -54,12 +54,12 @@ static int parse_rw(struct blk_req *req, struct iovec *data, unsigned count, uin
 		return blk_reject(req, VIRTIO_BLK_S_IOERR, BLK_E_READ_ONLY), 0;
 	if (len % BLK_SECTOR || len > DATA_MAX || !in_range(dev, sector, len))
 		return blk_reject(req, VIRTIO_BLK_S_IOERR, BLK_E_RANGE), 0;
+	io->len = len;
 	if (len == 0)
 		return blk_finish(req, VIRTIO_BLK_S_OK, now_ns()), 0;
 	io->op = write ? IO_WRITE : IO_READ;
 	io->flags = write && !load_relaxed(&dev->write_back) ? IO_F_DSYNC : 0;
 	io->offset = sector * BLK_SECTOR;
-	io->len = len;
 	io->iov = data;
 	io->iovcnt = count;
 	return 1;
@@ -90,7 +90,7 @@ static uint8_t check_range(const struct blk_dev *dev, const struct virtio_blk_di
 		return VIRTIO_BLK_S_IOERR;
 	range->offset = seg->sector * BLK_SECTOR;
 	range->len = (uint64_t)seg->num_sectors * BLK_SECTOR;
-	range->flags = seg->flags ? IO_F_UNMAP : 0;
+	range->flags = (seg->flags ? IO_F_UNMAP : 0) | (load_relaxed(&dev->write_back) ? 0 : IO_F_DSYNC);
 	return 0;
 }
 

@@ -104,6 +104,9 @@ int worker_create(struct worker **out, int strategy, uint32_t max_us)
 	};
 	if (rc == 0)
 		rc = wait_set_add(&w->wait, w->mailbox_fd, word, w, NULL);
+	if (rc == 0 &&
+	    mem_broken_fd() >= 0) /* memory may turn out to be gone while doorbells are armed, just before a sleep */
+		rc = wait_set_add(&w->wait, mem_broken_fd(), NULL, w, NULL);
 	if (rc < 0) {
 		worker_destroy(w);
 		return rc;
@@ -277,6 +280,7 @@ static void take_commands(struct worker *w)
 /* Let go of the queues that have drained. */
 static void settle(struct worker *w)
 {
+	struct eventfd_poll_info doorbell;
 	bool released = false;
 
 	w->stopping = false;
@@ -293,7 +297,11 @@ static void settle(struct worker *w)
 			continue;
 		}
 		virtq_publish(blk_queue_virtq(h->queue));
+		/* A successor that waits for kicks expects to find the doorbell on. */
+		virtq_watch(blk_queue_virtq(h->queue), &doorbell);
+		wait_word_arm(&doorbell);
 		blk_lane_remove(h->lane, h->queue);
+		blk_queue_release(h->queue);
 		blk_queue_set_state(h->queue, QUEUE_STOPPED); /* from here on it is Python's */
 		w->no_kick -= h->no_kick;
 		*h = w->held[--w->held_count];

@@ -347,8 +347,9 @@ static void counters_tell_what_happened(void)
 	CHECK_EQ(client_ask(&c, lane, VIRTIO_BLK_T_OUT, 0, 8192), VIRTIO_BLK_S_OK);
 	CHECK_EQ(client_ask(&c, lane, VIRTIO_BLK_T_IN, 0, 4096), VIRTIO_BLK_S_OK);
 	CHECK_EQ(client_ask(&c, lane, VIRTIO_BLK_T_IN, 0, 4096), VIRTIO_BLK_S_OK);
+	CHECK_EQ(client_ask(&c, lane, VIRTIO_BLK_T_OUT, 0, 0), VIRTIO_BLK_S_OK); /* nothing is written by it */
 	s = blk_queue_stats(c.queue);
-	CHECK_EQ(s->requests[BLK_WRITE], 1);
+	CHECK_EQ(s->requests[BLK_WRITE], 2);
 	CHECK_EQ(s->bytes[BLK_WRITE], 8192);
 	CHECK_EQ(s->requests[BLK_READ], 2);
 	CHECK_EQ(s->bytes[BLK_READ], 8192);

@@ -119,6 +119,29 @@ static void neither_kick_nor_call_is_lost_on_any_ring(void)
 	}
 }
 
+/* A successor that only reacts to kicks must be kicked: the doorbell is left on. */
+static void a_stopped_queue_leaves_the_doorbell_on(void)
+{
+	struct driver_layout at;
+	struct guest g;
+
+	start("null", WAIT_USER);
+	CHECK_EQ(driver_lay_out(&at, 64, 0, 16), 0);
+	guest_start(&g, 0, rings[0]);
+	ask_asleep(&g);
+	guest_stop(&g);
+	CHECK_EQ(((struct vring_used *)(g.c.memory + at.used))->flags, 0);
+	guest_free(&g);
+
+	CHECK_EQ(driver_lay_out(&at, 64, rings[2], 16), 0);
+	guest_start(&g, 0, rings[2]);
+	ask_asleep(&g);
+	guest_stop(&g);
+	CHECK_EQ(((struct vring_packed_desc_event *)(g.c.memory + at.used))->flags, VRING_PACKED_EVENT_FLAG_ENABLE);
+	guest_free(&g);
+	stop();
+}
+
 static void a_stopped_queue_goes_on_where_it_was(void)
 {
 	struct guest g;
@@ -263,6 +286,7 @@ int main(void)
 {
 	alarm(240);
 	RUN(neither_kick_nor_call_is_lost_on_any_ring);
+	RUN(a_stopped_queue_leaves_the_doorbell_on);
 	RUN(a_stopped_queue_goes_on_where_it_was);
 	RUN(a_broken_queue_is_announced_and_the_others_go_on);
 	RUN(a_queue_without_a_kick_descriptor_is_polled);
