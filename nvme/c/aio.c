@@ -12,8 +12,10 @@
  * out; the first submit after which something is still under way brings it back at once. What was submitted without
  * it until then is counted as `unsignalled`, and the worker's sleep is short while there is any.
  *
- * Blocking: with RWF_NOWAIT the kernel answers -EAGAIN instead of blocking in io_submit(2), and the request moves to
- * a helper thread. Without it, direct I/O may block for a moment (allocation, tags), which is accepted; the page
+ * Blocking: with RWF_NOWAIT the kernel answers -EAGAIN instead of blocking in io_submit(2). Direct I/O is then submitted
+ * again without that flag by a helper thread: what blocks is the submission (a write into a hole allocates), and the
+ * transfer itself stays asynchronous; carried out with pwrite(2) there, writes to a sparse file would hold the inode's
+ * lock one after the other. What goes through the page cache is carried out by the helper. Without RWF_NOWAIT, direct I/O may block for a moment (allocation, tags), which is accepted; the page
  * cache would block for as long as the disk takes, so there the helper does it all.
  */
 #include <errno.h>
@@ -46,6 +48,7 @@ struct aio {
 	uint32_t inline_run; /* submits in a row that left nothing under way, up to INLINE_RUN */
 	uint32_t helper_ops; /* bit 1 << enum io_op: goes to the helper without asking */
 	int nowait[2];       /* by IO_READ, IO_WRITE: RWF_NOWAIT or 0 */
+	bool queues;         /* a request was resubmitted: this is no device that completes inside the submit call */
 	uint32_t depth, staged;
 	struct io_list waiting; /* behind them, when there is no room */
 	struct iocb *iocbs[];   /* [0 .. staged) */
@@ -79,7 +82,7 @@ static void aio_queue(struct io_engine *e, struct io_req *r)
 	struct aio *a = container_of(e, struct aio, engine);
 
 	r->done = 0;
-	r->in_helper = false;
+	r->in_helper = r->resubmit = false;
 	if (unlikely((a->helper_ops >> r->op) & 1) || unlikely(io_range_misaligned(e->target, r->offset, r->len)) ||
 	    unlikely(io_iov_misaligned(e->target, r->iov, r->iovcnt)) ||
 	    /* generic_write_sync() would wait for the disk inside io_submit() */
@@ -107,9 +110,22 @@ static bool aio_all_complete(const struct aio *a)
 	return (tail >= head ? tail - head : tail + a->ring->nr - head) == a->in_kernel;
 }
 
+/* Something is still under way after a submit, or will be: completions have to signal. */
+static void aio_signal_again(struct aio *a)
+{
+	a->inline_run = 0;
+	if (!a->engine.completes_inline)
+		return;
+	a->engine.completes_inline = false;
+	a->iocb_flags = IOCB_FLAG_RESFD;
+	a->engine.unsignalled = a->in_kernel;
+	for (unsigned i = 0; i < a->staged; i++)
+		a->iocbs[i]->aio_flags = IOCB_FLAG_RESFD;
+}
+
 static void aio_learn(struct aio *a, unsigned sent)
 {
-	if (!a->ring)
+	if (!a->ring || a->queues)
 		return;
 	if (likely(aio_all_complete(a))) {
 		count_add(&a->engine.stats.inline_done, sent);
@@ -119,14 +135,7 @@ static void aio_learn(struct aio *a, unsigned sent)
 		}
 		return;
 	}
-	a->inline_run = 0;
-	if (a->engine.completes_inline) {
-		a->engine.completes_inline = false;
-		a->iocb_flags = IOCB_FLAG_RESFD;
-		a->engine.unsignalled = a->in_kernel;
-		for (unsigned i = 0; i < a->staged; i++)
-			a->iocbs[i]->aio_flags = IOCB_FLAG_RESFD;
-	}
+	aio_signal_again(a);
 }
 
 /* An event that is not simply "all of it". Return: whether the request is finished, else the helper has it */
@@ -142,8 +151,24 @@ static bool aio_unusual(struct aio *a, struct io_req *r, int64_t res)
 	}
 	if (res > 0)
 		r->done = (uint64_t)res;
+	r->resubmit = res == -EAGAIN && nowait && a->engine.target->direct;
+	if (r->resubmit) {
+		a->queues = true;
+		aio_signal_again(a);
+		r->iocb.aio_rw_flags &= ~RWF_NOWAIT;
+		r->iocb.aio_flags = IOCB_FLAG_RESFD;
+	}
 	io_helper_queue(a->engine.helper, r);
 	return false;
+}
+
+/* In a helper thread. After a success @r may be reaped at any moment. Return: 0 or -errno */
+static int aio_resubmit(struct io_engine *e, struct io_req *r)
+{
+	struct aio *a = container_of(e, struct aio, engine);
+	struct iocb *iocb = &r->iocb;
+
+	return syscall(SYS_io_submit, a->ctx, 1L, &iocb) == 1 ? 0 : -EAGAIN;
 }
 
 /* How a request ended: with all of it, or not simply so. Return: whether it is finished, else the helper has it */
@@ -207,6 +232,12 @@ static inline unsigned aio_event(struct aio *a, const struct io_event *ev, struc
 
 	if (unlikely(a->engine.unsignalled) && !(r->iocb.aio_flags & IOCB_FLAG_RESFD))
 		a->engine.unsignalled--;
+	if (unlikely(r->in_helper)) {
+		r->in_helper = false;
+		io_helper_left(a->engine.helper, &a->engine.stats);
+	} else {
+		a->in_kernel--;
+	}
 	*done = r;
 	return aio_result(a, r, ev->res);
 }
@@ -215,18 +246,16 @@ static unsigned aio_reap_ring(struct aio *a, struct io_req **done, unsigned max)
 {
 	struct aio_ring *ring = a->ring;
 	/* Pairs with the kernel's smp_wmb() between the event and the tail, in aio_complete(). */
-	unsigned head = ring->head, tail = load_acquire(&ring->tail), n = 0, events = 0;
+	unsigned head = ring->head, tail = load_acquire(&ring->tail), n = 0;
 
 	if (head == tail)
 		return 0;
 	while (head != tail && n < max) {
 		n += aio_event(a, &ring->events[head], &done[n]);
-		events++;
 		head = head + 1 == ring->nr ? 0 : head + 1;
 	}
 	/* The events are read: the kernel, which loads head before it reuses their places, may have them. */
 	store_release(&ring->head, head);
-	a->in_kernel -= events;
 	return n;
 }
 
@@ -240,8 +269,6 @@ static unsigned aio_reap_syscall(struct aio *a, struct io_req **done, unsigned m
 	got = syscall(SYS_io_getevents, a->ctx, 0L, (long)(max < 64 ? max : 64), events, &none);
 	for (long i = 0; i < got; i++)
 		n += aio_event(a, &events[i], &done[n]);
-	if (got > 0)
-		a->in_kernel -= (uint32_t)got;
 	return n;
 }
 
@@ -250,7 +277,7 @@ static unsigned aio_reap(struct io_engine *e, struct io_req **done, unsigned max
 	struct aio *a = container_of(e, struct aio, engine);
 	unsigned n = 0;
 
-	if (a->in_kernel)
+	if (a->in_kernel || io_helper_busy(e->helper))
 		n = likely(a->ring) ? aio_reap_ring(a, done, max) : aio_reap_syscall(a, done, max);
 	if (unlikely(e->unsignalled) && !a->in_kernel)
 		e->unsignalled = 0; /* it counted a few too many, if some with RESFD were not reaped when it was set */
@@ -300,13 +327,14 @@ static const struct io_ops aio_ops = {
 	.destroy = aio_destroy,
 };
 
-static int aio_open(struct aio *a, const struct io_target *t)
+static int aio_open(struct aio *a, struct io_target *t)
 {
 	struct aio_ring *ring;
 	int ret = io_helper_create(&a->engine.helper, t);
 
 	if (ret)
 		return ret;
+	io_helper_submitter(a->engine.helper, aio_resubmit, &a->engine);
 	/* Never read: edge-triggered waiters need none, and 2^64 - 2 completions without one are out of reach. */
 	a->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	if (a->event_fd < 0)
@@ -320,7 +348,7 @@ static int aio_open(struct aio *a, const struct io_target *t)
 	return 0;
 }
 
-int aio_create(struct io_engine **out, const struct io_target *t, uint32_t depth)
+int aio_create(struct io_engine **out, struct io_target *t, uint32_t depth)
 {
 	struct aio *a = calloc(1, sizeof(*a) + depth * sizeof(a->iocbs[0]));
 	int ret;

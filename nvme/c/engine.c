@@ -11,11 +11,11 @@
 #define IO_DEPTH_MAX 65536
 #define IO_UNSIGNALLED_SLEEP_NS 100000
 
-int io_engine_create(struct io_engine **out, const char *name, const struct io_target *t, uint32_t depth)
+int io_engine_create(struct io_engine **out, const char *name, struct io_target *t, uint32_t depth)
 {
 	static const struct {
 		const char *name;
-		int (*create)(struct io_engine **out, const struct io_target *t, uint32_t depth);
+		int (*create)(struct io_engine **out, struct io_target *t, uint32_t depth);
 	} engines[] = {
 		{ "aio", aio_create },
 		{ "io_uring", uring_create },

@@ -10,9 +10,9 @@
 #include "../../kernel/c/atomics.h"
 #include "io.h"
 
-int aio_create(struct io_engine **out, const struct io_target *t, uint32_t depth);
-int uring_create(struct io_engine **out, const struct io_target *t, uint32_t depth);
-int null_create(struct io_engine **out, const struct io_target *t, uint32_t depth);
+int aio_create(struct io_engine **out, struct io_target *t, uint32_t depth);
+int uring_create(struct io_engine **out, struct io_target *t, uint32_t depth);
+int null_create(struct io_engine **out, struct io_target *t, uint32_t depth);
 
 /* A queue of requests, first in, first out, linked through io_req.next. */
 struct io_list {

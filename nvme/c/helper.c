@@ -25,9 +25,11 @@
 #define IO_HELPER_THREADS_MAX 4
 
 struct io_helper {
-	const struct io_target *target;
+	struct io_target *target;
 	int event_fd;
-	unsigned here; /* the worker's own count: handed in and not reaped */
+	unsigned here; /* the worker's own count: handed in and not come back */
+	int (*submit)(struct io_engine *e, struct io_req *r);
+	struct io_engine *engine; /* what submit is called with */
 
 	pthread_mutex_t lock; /* of all below */
 	pthread_cond_t wake;
@@ -79,6 +81,10 @@ static void *helper_main(void *arg)
 		h->pending_count--;
 		pthread_mutex_unlock(&h->lock);
 
+		if (r->resubmit && h->submit(h->engine, r) == 0) { /* from here on @r may be the worker's again */
+			pthread_mutex_lock(&h->lock);
+			continue;
+		}
 		r->res = io_sync(h->target, r, &bounce);
 
 		pthread_mutex_lock(&h->lock);
@@ -132,6 +138,23 @@ void io_helper_queue(struct io_helper *h, struct io_req *r)
 	}
 }
 
+void io_helper_submitter(struct io_helper *h, int (*submit)(struct io_engine *e, struct io_req *r), struct io_engine *e)
+{
+	h->submit = submit;
+	h->engine = e;
+}
+
+void io_helper_left(struct io_helper *h, struct io_stats *stats)
+{
+	h->here--;
+	count_add(&stats->helped, 1);
+}
+
+bool io_helper_busy(const struct io_helper *h)
+{
+	return h->here > 0;
+}
+
 unsigned io_helper_reap(struct io_helper *h, struct io_req **done, unsigned max, struct io_stats *stats)
 {
 	unsigned n = 0;
@@ -165,7 +188,7 @@ void io_helper_wait(struct io_helper *h, struct io_wait *w)
 	};
 }
 
-int io_helper_create(struct io_helper **out, const struct io_target *t)
+int io_helper_create(struct io_helper **out, struct io_target *t)
 {
 	struct io_helper *h = calloc(1, sizeof(*h));
 	int ret;

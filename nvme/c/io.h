@@ -35,6 +35,12 @@ struct io_target {
 	uint64_t discard_max, discard_granularity, write_zeroes_max; /* bytes; 0: not offered by the device */
 	uint32_t max_segments;                                       /* of one device request; 0: unknown */
 	uint64_t max_bytes;                                          /* of one device request; 0: unknown */
+	/*
+	 * Both atomic. The page cache tells of a write that it lost once, and then calls the pages clean: where it has been
+	 * in play, every flush after a failed one has to fail as well, or the guest would believe the second one.
+	 */
+	bool cached_writes;
+	int flush_error;
 };
 
 /**
@@ -55,6 +61,7 @@ struct io_req {
 	uint32_t iovcnt;
 	uint8_t op, flags;
 	bool in_helper;
+	bool resubmit;    /* aio's: the helper is to submit it again, where that may block */
 	int32_t res;      /* on io_reap(): 0 (all of len done) or -errno */
 	uint64_t done;    /* the engine's: bytes already transferred when it hands a rest on */
 	struct iocb iocb; /* aio's */
@@ -82,7 +89,7 @@ struct io_ops {
 
 struct io_engine {
 	const struct io_ops *ops;
-	const struct io_target *target;
+	struct io_target *target;
 	struct io_helper *helper;
 	unsigned in_flight;    /* staged, submitted or with a helper, not yet reaped */
 	unsigned unsignalled;  /* of these: in the kernel, and their completion will write no eventfd */
@@ -99,7 +106,7 @@ struct io_engine {
  * Return: 0; -EINVAL for an unknown name or depth; -ENOSYS/-EPERM where the kernel or a container's policy has no io_uring;
  * -EAGAIN when fs.aio-max-nr is used up; -ENOMEM
  */
-int io_engine_create(struct io_engine **out, const char *name, const struct io_target *t, uint32_t depth);
+int io_engine_create(struct io_engine **out, const char *name, struct io_target *t, uint32_t depth);
 void io_engine_destroy(struct io_engine *e); /* in_flight must be 0 */
 
 /* io_queue() - Stage a request */

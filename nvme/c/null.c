@@ -85,7 +85,7 @@ static const struct io_ops null_ops = {
 	.destroy = null_destroy,
 };
 
-int null_create(struct io_engine **out, const struct io_target *t, uint32_t depth)
+int null_create(struct io_engine **out, struct io_target *t, uint32_t depth)
 {
 	struct null *n = calloc(1, sizeof(*n));
 

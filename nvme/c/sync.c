@@ -83,8 +83,7 @@ static void bounce_copy(uint8_t *buf, const struct iovec *iov, size_t len, bool 
 	}
 }
 
-static int rw_bounced(const struct io_target *t, struct io_req *r, struct iovec **iov, uint32_t *count,
-		      struct io_bounce *b)
+static int rw_bounced(struct io_target *t, struct io_req *r, struct iovec **iov, uint32_t *count, struct io_bounce *b)
 {
 	bool write = r->op == IO_WRITE;
 
@@ -113,7 +112,7 @@ static int rw_bounced(const struct io_target *t, struct io_req *r, struct iovec 
 	return 0;
 }
 
-static int sync_rw(const struct io_target *t, struct io_req *r, struct io_bounce *b)
+static int sync_rw(struct io_target *t, struct io_req *r, struct io_bounce *b)
 {
 	struct iovec *iov = r->iov;
 	uint32_t count = r->iovcnt;
@@ -128,12 +127,15 @@ static int sync_rw(const struct io_target *t, struct io_req *r, struct io_bounce
 			ret = rw_bounced(t, r, &iov, &count, b);
 	}
 	/* Here also ends a file whose size is no multiple of the alignment: the last piece of a short transfer. */
-	if (ret == -EINVAL && t->fd_buffered >= 0)
+	if (ret == -EINVAL && t->fd_buffered >= 0) {
+		if (r->op == IO_WRITE)
+			store_relaxed(&t->cached_writes, true);
 		ret = rw_straight(t->fd_buffered, r, &iov, &count);
+	}
 	return ret;
 }
 
-static int write_zeros(const struct io_target *t, const struct io_req *r)
+static int write_zeros(struct io_target *t, const struct io_req *r)
 {
 	static uint8_t zeros[1 << 16] __attribute__((aligned(4096))); /* never written */
 	int fd = t->fd_buffered >= 0 && io_range_misaligned(t, r->offset, r->len) ? t->fd_buffered : t->fd;
@@ -154,7 +156,7 @@ static int write_zeros(const struct io_target *t, const struct io_req *r)
 	return 0;
 }
 
-static int sys_fallocate(const struct io_target *t, int mode, const struct io_req *r)
+static int sys_fallocate(struct io_target *t, int mode, const struct io_req *r)
 {
 	int ret;
 
@@ -164,14 +166,14 @@ static int sys_fallocate(const struct io_target *t, int mode, const struct io_re
 	return ret < 0 ? -errno : 0;
 }
 
-static int block_ioctl(const struct io_target *t, unsigned long request, const struct io_req *r)
+static int block_ioctl(struct io_target *t, unsigned long request, const struct io_req *r)
 {
 	uint64_t range[2] = { r->offset, r->len };
 
 	return ioctl(t->fd, request, range) < 0 ? -errno : 0;
 }
 
-static int sync_discard(const struct io_target *t, const struct io_req *r)
+static int sync_discard(struct io_target *t, const struct io_req *r)
 {
 	/* On a block device PUNCH_HOLE means "zero, and deallocate if that zeroes", which is not what a discard promises. */
 	if (t->block_device)
@@ -179,7 +181,7 @@ static int sync_discard(const struct io_target *t, const struct io_req *r)
 	return sys_fallocate(t, FALLOC_FL_PUNCH_HOLE, r);
 }
 
-static int sync_write_zeroes(const struct io_target *t, const struct io_req *r)
+static int sync_write_zeroes(struct io_target *t, const struct io_req *r)
 {
 	int ret = -EOPNOTSUPP;
 
@@ -196,12 +198,24 @@ static int sync_write_zeroes(const struct io_target *t, const struct io_req *r)
 	return ret;
 }
 
-int io_sync(const struct io_target *t, struct io_req *r, struct io_bounce *bounce)
+static int sync_flush(struct io_target *t)
+{
+	int error = load_relaxed(&t->flush_error);
+
+	if (!error && fdatasync(t->fd) < 0) {
+		error = -errno;
+		if (load_relaxed(&t->cached_writes))
+			store_relaxed(&t->flush_error, error);
+	}
+	return error;
+}
+
+int io_sync(struct io_target *t, struct io_req *r, struct io_bounce *bounce)
 {
 	int ret;
 
 	if (r->op == IO_FLUSH)
-		return fdatasync(t->fd) < 0 ? -errno : 0;
+		return sync_flush(t);
 	if (r->len == 0) /* fallocate(2) would say EINVAL */
 		return 0;
 	switch (r->op) {
@@ -218,7 +232,7 @@ int io_sync(const struct io_target *t, struct io_req *r, struct io_bounce *bounc
 		return -EINVAL;
 	}
 	if (!ret && (r->flags & IO_F_DSYNC))
-		ret = fdatasync(t->fd) < 0 ? -errno : 0;
+		ret = sync_flush(t);
 	return ret;
 }
 

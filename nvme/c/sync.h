@@ -23,7 +23,7 @@ struct io_bounce {
  * Return: 0 when all of r->len is done; -EIO where the file ends early; -EINVAL for a range that a block device's
  * block size forbids; -ENOMEM for want of a bounce buffer; -errno of the system call
  */
-int io_sync(const struct io_target *t, struct io_req *r, struct io_bounce *bounce);
+int io_sync(struct io_target *t, struct io_req *r, struct io_bounce *bounce);
 
 void io_bounce_free(struct io_bounce *bounce);
 

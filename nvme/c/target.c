@@ -205,6 +205,7 @@ int io_target_open(struct io_target *t, const char *path, bool read_only)
 		t->fd = -1;
 		return ret;
 	}
+	t->cached_writes = !t->direct;
 	ret = learn(t);
 	if (!ret && t->direct && !t->block_device) {
 		t->fd_buffered = open_noatime(path, flags);

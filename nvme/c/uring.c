@@ -178,7 +178,7 @@ static const struct io_ops uring_ops = {
 	.destroy = uring_destroy,
 };
 
-static int uring_open(struct uring *u, const struct io_target *t)
+static int uring_open(struct uring *u, struct io_target *t)
 {
 	struct io_uring_params params = { .flags = IORING_SETUP_CQSIZE, .cq_entries = u->depth };
 	unsigned entries = u->depth < SQ_ENTRIES_MAX ? u->depth : SQ_ENTRIES_MAX;
@@ -199,7 +199,7 @@ static int uring_open(struct uring *u, const struct io_target *t)
 	return io_uring_register_eventfd(&u->ring, u->event_fd);
 }
 
-int uring_create(struct io_engine **out, const struct io_target *t, uint32_t depth)
+int uring_create(struct io_engine **out, struct io_target *t, uint32_t depth)
 {
 	struct uring *u = calloc(1, sizeof(*u));
 	int ret;
