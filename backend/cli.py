@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import click
 
+from kpoll.kernel.probe import probe_kernel
+
 from .config import (
     POLL_US_DEFAULT,
     POLL_US_MAX,
@@ -28,7 +30,7 @@ from .config import (
     parse_serial,
     parse_size,
 )
-from .errors import KpollError, UsageError
+from .errors import KpollError
 
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 
@@ -131,7 +133,7 @@ def kpoll() -> None:
 )
 @click.option(
     "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
+    type=click.Choice(["info", "warning", "error"]),
     default="info",
     show_default=True,
     help="The least that is logged.",
@@ -166,10 +168,6 @@ def blk_config(**options: Any) -> BlkConfig:
 
     Raises UsageError for what can't be meant, KpollError for what this release doesn't have.
     """
-    if options["on_error"] != "report":
-        raise UsageError(
-            f"--on-error {options['on_error']}: this release only reports errors to the guest; leave it out"
-        )
     cpus = parse_cpus(options["cpus"]) if options["cpus"] is not None else ()
     num_queues = default_num_queues() if options["num_queues"] is None else options["num_queues"]
     workers = options["workers"]
@@ -196,9 +194,13 @@ def blk_config(**options: Any) -> BlkConfig:
         "cpus": cpus,
         "sandbox": None if sandbox is None else sandbox == "on",
     }
+    if options["on_error"] != "report":
+        raise KpollError(
+            f"--on-error {options['on_error']}: this release only reports errors to the guest; use --on-error report"
+        )
     if options["iopoll"] == "on":
         raise KpollError("--iopoll on: this release can't use NVMe poll queues yet; use --iopoll auto")
-    return BlkConfig(poll=choose_poll(options["poll"], options["poll_max_us"]), **config)
+    return BlkConfig(poll=choose_poll(options["poll"], options["poll_max_us"], probe_kernel()), **config)
 
 
 def _run(command: click.Command, name: str) -> int:

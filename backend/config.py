@@ -10,9 +10,12 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from .errors import KpollError, UsageError
+
+if TYPE_CHECKING:
+    from kpoll.kernel.probe import KernelFacts
 
 SECTOR: Final = 512
 SERIAL_BYTES: Final = 20  # VIRTIO_BLK_ID_BYTES, virtio 1.2 §5.2.6.1
@@ -100,10 +103,10 @@ def parse_serial(text: str) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """How to log: `style` auto, json or console; `level` debug, info, warning or error."""
+    """How to log: `style` auto, json or console; `level` info, warning or error."""
 
     style: Literal["auto", "json", "console"] = "auto"
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    level: Literal["info", "warning", "error"] = "info"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,15 +158,17 @@ class PollConfig:
     max_us: int = POLL_US_DEFAULT
 
 
-def choose_poll(asked: str, max_us: int) -> PollConfig:
-    """Turn --poll into the strategy that will be used.
+def choose_poll(asked: str, max_us: int, kernel: KernelFacts) -> PollConfig:
+    """Turn --poll into the strategy that will be used on a kernel like this.
 
     Raises KpollError for `kernel` and `module`: this release has the wait set's interface for them, but not yet
     the kernel's side.
     """
+    has = "the kernel has EVENTFD_SET_POLL, but this release can't use it yet"
+    lacks = "the running kernel has no EVENTFD_SET_POLL ioctl"
     match asked:
         case "kernel":
-            raise KpollError("--poll kernel: the running kernel has no EVENTFD_SET_POLL ioctl; use --poll user or auto")
+            raise KpollError(f"--poll kernel: {has if kernel.set_poll else lacks}; use --poll user or auto")
         case "module":
             raise KpollError(
                 "--poll module: the kpoll kernel module isn't part of this release; use --poll user or auto"
@@ -173,7 +178,7 @@ def choose_poll(asked: str, max_us: int) -> PollConfig:
         case "user":
             return PollConfig(strategy="user", why="asked for", max_us=max_us)
         case _:
-            why = "the kernel has no EVENTFD_SET_POLL ioctl and no kpoll module"
+            why = has if kernel.set_poll else f"{lacks}, and this release has no module"
             return PollConfig(strategy="user", why=why, max_us=max_us)
 
 
@@ -197,6 +202,9 @@ class BlkConfig:
 
     def __post_init__(self) -> None:
         """Check what the options say about each other. Raises UsageError."""
+        paths = self.socket.path, self.metrics.path
+        if None not in paths and len({os.path.abspath(path) for path in paths if path}) == 1:  # noqa: PTH100
+            raise UsageError(f"--metrics-socket {self.metrics.path}: is the --socket-path; give another path")
         if self.engine == "null":
             if self.blk_file is not None:
                 raise UsageError("--engine null has no file behind it: give --size instead of --blk-file")

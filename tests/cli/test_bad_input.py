@@ -58,7 +58,8 @@ def sock(tmp_path: Path) -> Path:
         (["--socket-path", "S", "--blk-file", "F", "--serial", "x" * 21], "1 to 20 printable"),
         (["--socket-path", "S", "--blk-file", "F", "--metrics", "9100"], "give HOST:PORT"),
         (["--socket-path", "S", "--blk-file", "F", "--socket-mode", "rw"], "octal permission bits"),
-        (["--socket-path", "S", "--blk-file", "F", "--on-error", "stop"], "only reports errors"),
+        (["--socket-path", "S", "--blk-file", "F", "--metrics-socket", "./S"], "is the --socket-path"),
+        (["--socket-path", "S", "--blk-file", "F", "--log-level", "debug"], "'debug' is not one of"),
         (["--socket-path", "S", "--blk-file", "F", "--poll", "harder"], "'harder' is not one of"),
         (["--socket-path", "S", "--blk-file", "F", "--poll-max-us", "-1"], "not in the range"),
     ],
@@ -225,7 +226,9 @@ def test_a_cpu_that_this_process_may_not_use(sock: Path, image: Path) -> None:
     assert re.search(r"CPU 9999 isn't there for this process, it may run on [0-9,]+", line)
 
 
-@pytest.mark.parametrize("options", [["--poll", "kernel"], ["--poll", "module"], ["--iopoll", "on"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "options", [["--poll", "kernel"], ["--poll", "module"], ["--iopoll", "on"], ["--on-error", "stop"]], ids=" ".join
+)
 def test_what_is_not_in_this_release_names_the_alternative(sock: Path, image: Path, options: list[str]) -> None:
     line = refused("blk", "--socket-path", sock, "--blk-file", image, *options, code=1)
     assert " ".join(options) in line

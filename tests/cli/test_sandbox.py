@@ -14,6 +14,7 @@ from kpoll.backend import daemon as daemon_module
 from kpoll.backend.config import BlkConfig, SocketConfig, choose_poll
 from kpoll.backend.errors import KpollError
 from kpoll.backend.sandbox import Sandbox
+from kpoll.kernel.probe import KernelFacts
 from tests.cli.harness import IN, SECTOR, Daemon, Guest
 
 if TYPE_CHECKING:
@@ -157,7 +158,12 @@ def test_on_is_an_error_where_the_host_has_nothing_of_it(monkeypatch: pytest.Mon
     monkeypatch.setattr(daemon_module, "enter_sandbox", nothing)
     socket_config = SocketConfig(path="/run/s")
     asked, unasked = (
-        BlkConfig(socket=socket_config, poll=choose_poll("auto", 1), blk_file="/dev/null", sandbox=sandbox)
+        BlkConfig(
+            socket=socket_config,
+            poll=choose_poll("off", 0, KernelFacts(set_poll=False)),
+            blk_file="/dev/null",
+            sandbox=sandbox,
+        )
         for sandbox in (True, None)
     )
     with pytest.raises(KpollError, match="use --sandbox off"):

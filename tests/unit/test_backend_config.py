@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from kpoll.backend.config import (
     parse_size,
 )
 from kpoll.backend.errors import KpollError, UsageError
+from kpoll.kernel.probe import KernelFacts, probe_kernel
 
 DEFAULTS: dict[str, Any] = {
     "socket_path": "/run/s",
@@ -143,8 +147,8 @@ def test_a_serial_is_what_fits_into_20_bytes_of_ascii(text: str) -> None:
         {"cpus": "0-2", "num_queues": 2},
         {"metrics": "127.0.0.1:1", "metrics_socket": "/run/m"},
         {"metrics_socket": ""},
-        {"on_error": "retry"},
-        {"on_error": "stop"},
+        {"metrics_socket": "/run/s"},
+        {"metrics_socket": "/run/../run/s"},
     ],
     ids=str,
 )
@@ -154,7 +158,11 @@ def test_options_that_contradict_each_other_are_a_usage_error(options: dict[str,
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("options", [{"poll": "kernel"}, {"poll": "module"}, {"iopoll": "on"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"poll": "kernel"}, {"poll": "module"}, {"iopoll": "on"}, {"on_error": "retry"}, {"on_error": "stop"}],
+    ids=str,
+)
 def test_what_this_release_does_not_have_says_what_to_use_instead(options: dict[str, Any]) -> None:
     with pytest.raises(KpollError, match="use ") as error:
         config(**options)
@@ -162,13 +170,44 @@ def test_what_this_release_does_not_have_says_what_to_use_instead(options: dict[
 
 
 def test_auto_polls_in_userspace_and_knows_why() -> None:
-    poll = choose_poll("auto", 50)
+    poll = choose_poll("auto", 50, KernelFacts(set_poll=False))
     assert (poll.strategy, poll.max_us) == ("user", 50)
-    assert "EVENTFD_SET_POLL" in poll.why
+    assert "no EVENTFD_SET_POLL" in poll.why
+
+
+def test_a_kernel_that_polls_is_not_told_that_it_cannot() -> None:
+    kernel = KernelFacts(set_poll=True)
+    assert "this release can't use it yet" in choose_poll("auto", 50, kernel).why
+    with pytest.raises(KpollError, match="this release can't use it yet; use --poll user"):
+        choose_poll("kernel", 50, kernel)
+
+
+def test_a_kernel_that_cannot_be_asked_does_not_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_descriptors(*_args: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "eventfd", no_descriptors)
+    assert probe_kernel() == KernelFacts(set_poll=False)
+
+
+@pytest.mark.parametrize(
+    ("answer", "polls"), [(None, True), (errno.ENOTTY, False), (errno.EINVAL, True)], ids=["yes", "ENOTTY", "EINVAL"]
+)
+def test_a_kernel_polls_unless_it_does_not_know_the_ioctl(
+    monkeypatch: pytest.MonkeyPatch, answer: int | None, *, polls: bool
+) -> None:
+    def ioctl(_fd: int, request: int, argument: bytes) -> int:
+        assert (request, len(argument)) == (0x4038ED00, 56)
+        if answer is not None:
+            raise OSError(answer, os.strerror(answer))
+        return 0
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    assert probe_kernel().set_poll is polls
 
 
 def test_off_never_spins_whatever_the_budget() -> None:
-    assert choose_poll("off", 50).max_us == 0
+    assert choose_poll("off", 50, KernelFacts(set_poll=False)).max_us == 0
 
 
 def test_one_worker_unless_more_cpus_are_listed() -> None:
