@@ -56,6 +56,9 @@ PROTOCOL_FEATURES = (
 )
 """Served by the session itself. Never INBAND_NOTIFICATIONS: QEMU acknowledges it without implementing it."""
 
+FAILURES_MAX = 100
+"""Failed requests in a session after which it ends: each is a line in the log."""
+
 FAILURE = U64(1)
 SUCCESS = U64(0)
 
@@ -80,6 +83,7 @@ class Session:
         self._vrings = Vrings(device, log)
         self._protocol_features = 0
         self._status = 0
+        self._failures = 0
         self._channel: socket.socket | None = None
         device.attach(self)
 
@@ -125,7 +129,7 @@ class Session:
                 request, payload = parse(header, received.payload, fds.count())
                 answer = await self._HANDLERS[request](self, payload, fds)
             except (MessageError, DeviceError, OSError) as e:
-                self._log.warning("request_failed", request=header.name, error=str(e))
+                self._failed(header.name, e)
                 fatal = isinstance(e, MessageError) and e.fatal
                 if fatal or not _wants_ack(header, may_ack):
                     raise SessionEndedError(f"{header.name}: {e}") from e
@@ -134,6 +138,12 @@ class Session:
         if answer is None and _wants_ack(header, may_ack | self._protocol_features):
             answer = SUCCESS
         return b"" if answer is None else pack_reply(request, answer)
+
+    def _failed(self, name: str, error: Exception) -> None:
+        self._log.warning("request_failed", request=name, error=str(error))
+        self._failures += 1
+        if self._failures >= FAILURES_MAX:
+            raise SessionEndedError(f"{self._failures} requests failed") from error
 
     # Negotiation.
 
@@ -301,7 +311,7 @@ class Session:
         try:
             data = self._device.get_config(payload.offset, payload.size)
         except (DeviceError, OSError) as e:
-            self._log.warning("request_failed", request=Request.GET_CONFIG.name, error=str(e))
+            self._failed(Request.GET_CONFIG.name, e)
             return Empty()
         return Config(payload.offset, payload.size, payload.flags, data[: payload.size].ljust(payload.size, b"\0"))
 

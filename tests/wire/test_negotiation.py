@@ -8,6 +8,7 @@ from kpoll.vhost.features import ProtocolFeature, VirtioFeature
 from kpoll.vhost.frontend import FrontendError
 from kpoll.vhost.messages import RULES, Header, Request, pack_request
 from kpoll.vhost.payloads import U64, Config, Empty, Payload, VringState
+from kpoll.vhost.session import FAILURES_MAX
 from tests.wire.harness import CONFIG, Backend, RecordingDevice, add_ring_memory, set_up
 
 
@@ -116,6 +117,18 @@ def test_unknown_requests_end_the_session_otherwise(backend: Backend) -> None:
         frontend.send(Header(4711, 0x1, 0).pack())
         with pytest.raises(FrontendError, match="hung up"):
             frontend.receive()
+
+
+def test_a_front_end_that_fails_all_the_time_is_hung_up_on(backend: Backend) -> None:
+    with backend.negotiated() as frontend:
+        for _ in range(FAILURES_MAX - 1):
+            frontend.send(Header(4711, 0x1 | 0x8, 0).pack())
+            assert frontend.receive()[1] == U64(1).pack()
+        frontend.send(Header(4711, 0x1 | 0x8, 0).pack())
+        with pytest.raises(FrontendError, match="hung up"):
+            frontend.receive()
+    [line] = backend.events("frontend_disconnected")
+    assert line["error"] == f"{FAILURES_MAX} requests failed"
 
 
 def test_requests_of_features_that_are_not_served_are_refused(backend: Backend) -> None:
