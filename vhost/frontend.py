@@ -153,6 +153,7 @@ class Frontend:
                 raise
         self._socket.settimeout(timeout)
         self._channel: socket.socket | None = None
+        self._answered = False
         self._vrings: dict[int, Vring] = {}
         self.memory: list[Memory] = []
         self.acked_features = 0
@@ -223,11 +224,15 @@ class Frontend:
             except TimeoutError as e:
                 raise FrontendError("the back-end does not answer") from e
             except ConnectionError as e:
-                raise FrontendError(f"the back-end hung up: {e}") from e
+                raise FrontendError(self._hung_up()) from e
             if not piece:
-                raise FrontendError("the back-end hung up")
+                raise FrontendError(self._hung_up())
             data += piece
+            self._answered = True
         return data
+
+    def _hung_up(self) -> str:
+        return "the back-end hung up" + ("" if self._answered else "; does it serve another front-end already?")
 
     def request(self, request: Request, payload: Payload | None = None, fds: Sequence[int] = ()) -> bytes:
         """Send a request and wait for what the specification promises: its reply, or the REPLY_ACK.
@@ -249,7 +254,7 @@ class Frontend:
         try:
             self.send(pack_request(request, payload or Empty(), need_reply=ack), fds)
         except ConnectionError as e:
-            raise FrontendError(f"{request.name}: the back-end hung up: {e}") from e
+            raise FrontendError(f"{request.name}: {self._hung_up()}") from e
         if not replies and not ack:
             return b""
         header, data = self.receive()

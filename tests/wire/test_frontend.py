@@ -87,7 +87,7 @@ def test_says_so_when_the_back_end_does_not_answer() -> None:
 def test_says_so_when_the_back_end_hangs_up() -> None:
     ours, theirs = socket.socketpair()
     theirs.close()
-    with pytest.raises(FrontendError, match="hung up"):
+    with pytest.raises(FrontendError, match=r"the back-end hung up; does it serve another front-end already[?]$"):
         Frontend(ours)
 
 
