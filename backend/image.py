@@ -84,7 +84,10 @@ def claim_file(path: str, target: int, *, read_only: bool) -> Iterator[None]:
 
     """
     # A descriptor of our own: the target's may be O_DIRECT, and what is behind `path` may be another file by now.
-    fd = os.open(f"/proc/self/fd/{target}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fd = os.open(f"/proc/self/fd/{target}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise KpollError(f"{path}: can't be opened again for its lock: {os_reason(error)}") from error
     try:
         try:
             free = _lock_file(fd, read_only=read_only)
@@ -94,7 +97,10 @@ def claim_file(path: str, target: int, *, read_only: bool) -> Iterator[None]:
             free = True  # nothing can be done about it here, and QEMU goes on likewise
         if not free:
             raise KpollError(f"{path}: another process has this image open (QEMU or kpoll): stop that first")
-        kind = image_format(os.pread(fd, _HEAD, 0))
+        try:
+            kind = image_format(os.pread(fd, _HEAD, 0))
+        except OSError as error:
+            raise KpollError(f"{path}: can't be read: {os_reason(error)}") from error
         if kind is not None:
             raise KpollError(
                 f"{path}: is a {kind} image, only raw ones are served: convert it with `qemu-img convert -O raw`; "
