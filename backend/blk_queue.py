@@ -8,6 +8,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from kpoll.vhost._core import ffi, lib
+from kpoll.vhost.virtqueue import virtq_config
 
 if TYPE_CHECKING:
     from kpoll.vhost.device import VringConfig
@@ -81,23 +82,10 @@ class BlkQueue:
 
     def bind(self, vring: VringConfig) -> None:
         """Bind the queue to the rings of `vring`. Raises OSError when they are misplaced; it then stays unbound."""
-        config = ffi.new(
-            "struct virtq_config *",
-            {
-                "size": vring.size,
-                "features": vring.features,
-                "desc_uva": vring.desc_uva,
-                "avail_uva": vring.avail_uva,
-                "used_uva": vring.used_uva,
-                "base": vring.base,
-                "call_fd": vring.call_fd,
-                "err_fd": -1 if vring.err_fd is None else vring.err_fd,
-            },
-        )
         if self.used:
             self._calls, self._calls_suppressed = self.calls, self.calls_suppressed
             self._virtq.calls = self._virtq.calls_suppressed = 0
-        error = -lib.blk_queue_bind(self.handle, config, vring.memory.handle)
+        error = -lib.blk_queue_bind(self.handle, virtq_config(vring), vring.memory.handle)
         if error:
             raise OSError(error, os.strerror(error))
         self.used = True

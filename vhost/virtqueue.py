@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import select
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -21,6 +21,23 @@ if TYPE_CHECKING:
 SEGMENTS_MAX = 128
 POLL_INTERVAL_S = 0.001
 """Between two looks at a ring whose front-end gave no kick descriptor and asks to be polled instead."""
+
+
+def virtq_config(vring: VringConfig) -> Any:
+    """Give the `struct virtq_config *` of a vring, for `virtq_init` and for devices that serve it in C."""
+    return ffi.new(
+        "struct virtq_config *",
+        {
+            "size": vring.size,
+            "features": vring.features,
+            "desc_uva": vring.desc_uva,
+            "avail_uva": vring.avail_uva,
+            "used_uva": vring.used_uva,
+            "base": vring.base,
+            "call_fd": vring.call_fd,
+            "err_fd": -1 if vring.err_fd is None else vring.err_fd,
+        },
+    )
 
 
 class VirtqueueFaultError(Exception):
@@ -96,20 +113,7 @@ class Virtqueue:
         self._virtq = ffi.new("struct virtq *")
         self._iov = ffi.new("struct iovec[]", SEGMENTS_MAX)
         self._word = ffi.new("struct eventfd_poll_info *")
-        config = ffi.new(
-            "struct virtq_config *",
-            {
-                "size": vring.size,
-                "features": vring.features,
-                "desc_uva": vring.desc_uva,
-                "avail_uva": vring.avail_uva,
-                "used_uva": vring.used_uva,
-                "base": vring.base,
-                "call_fd": vring.call_fd,
-                "err_fd": -1 if vring.err_fd is None else vring.err_fd,
-            },
-        )
-        rc = lib.virtq_init(self._virtq, config, vring.memory.handle)
+        rc = lib.virtq_init(self._virtq, virtq_config(vring), vring.memory.handle)
         if rc < 0:
             raise OSError(-rc, f"vring {vring.index} can't be used: {os.strerror(-rc)}")
         lib.virtq_watch(self._virtq, self._word)
