@@ -383,13 +383,16 @@ class Frontend:
 
     # Configuration space and the back-end's own requests.
 
-    def get_config(self, size: int, offset: int = 0) -> bytes:
+    def get_config(self, offset: int, size: int) -> bytes:
         """Read `size` bytes of configuration space.
 
         Raises:
+            ValueError: No bytes are wanted: the empty answer would look like an error.
             FrontendError: The back-end signalled an error, or gave another number of bytes.
 
         """
+        if size == 0:
+            raise ValueError("GET_CONFIG of 0 bytes")
         data = self.request(Request.GET_CONFIG, Config(offset, size, 0, bytes(size)))
         if not data:
             raise FrontendError("GET_CONFIG failed")

@@ -154,7 +154,7 @@ class _Disk:
 
 
 def _disk(frontend: Frontend) -> _Disk:
-    config = frontend.get_config(_CONFIG_BYTES)
+    config = frontend.get_config(0, _CONFIG_BYTES)
     capacity, size_max, seg_max, _, block = struct.unpack_from("<QIIII", config)
     has = BlkFeature(frontend.acked_features & sum(BlkFeature))
     return _Disk(

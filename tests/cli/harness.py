@@ -161,7 +161,7 @@ class Guest:
     @property
     def capacity(self) -> int:
         """The disk's size in sectors, as the configuration space has it."""
-        (sectors,) = struct.unpack("<Q", self.frontend.get_config(8))
+        (sectors,) = struct.unpack("<Q", self.frontend.get_config(0, 8))
         assert isinstance(sectors, int)
         return sectors
 

@@ -161,7 +161,7 @@ def test_what_is_in_flight_when_told_to_leave_is_finished_first(sock: Path, imag
         daemon.logged("listening")
         with Guest(sock) as guest:
             guest.submit(OUT, 5, out=b"z" * SECTOR)
-            guest.frontend.get_config(8)  # the kick was sent before this was answered
+            guest.frontend.get_config(0, 8)  # the kick was sent before this was answered
             assert daemon.stop() == 0
             (used,) = guest.driver.wait()
             assert used.token == 5
@@ -287,7 +287,7 @@ def test_the_driver_decides_whether_writes_are_cached(
         with Guest(sock, features=features) as guest:
             assert guest.request(OUT, 0, out=b"x" * SECTOR)[0] == 0
             guest.frontend.set_config(32, b"\0")
-            assert guest.frontend.get_config(1, 32) == b"\0"
+            assert guest.frontend.get_config(32, 1) == b"\0"
         daemon.logged("frontend_disconnected")
         assert daemon.stop() == 0
     modes = [line["write_back"] for line in daemon.log if line["event"] == "cache_mode"]

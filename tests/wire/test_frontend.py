@@ -56,7 +56,7 @@ def test_reads_a_sector_from_another_back_end(peer: Path, slots: bool, event_idx
             protocol | (ProtocolFeature.CONFIGURE_MEM_SLOTS if slots else 0),
         )
         assert frontend.queue_num() == 2
-        assert struct.unpack("<Q", frontend.get_config(60)[:8]) == (SECTORS,)
+        assert struct.unpack("<Q", frontend.get_config(0, 60)[:8]) == (SECTORS,)
         driver = Driver(frontend, 1)
         memory = frontend.add_memory(4096)
         memory.mmap[:16] = IN

@@ -140,13 +140,18 @@ def test_requests_of_features_that_are_not_served_are_refused(backend: Backend) 
 
 def test_get_config_of_256_bytes_is_answered_with_256_bytes(backend: Backend) -> None:
     with backend.negotiated() as frontend:
-        assert frontend.get_config(256) == CONFIG + bytes(196)
+        assert frontend.get_config(0, 256) == CONFIG + bytes(196)
 
 
 def test_get_config_reads_from_the_middle_and_beyond_the_end(backend: Backend) -> None:
     with backend.negotiated() as frontend:
-        assert frontend.get_config(4, offset=58) == CONFIG[58:] + bytes(2)
-        assert frontend.get_config(4, offset=600) == bytes(4)
+        assert frontend.get_config(58, 4) == CONFIG[58:] + bytes(2)
+        assert frontend.get_config(600, 4) == bytes(4)
+
+
+def test_get_config_of_nothing_is_a_mistake_of_the_caller(backend: Backend) -> None:
+    with backend.negotiated() as frontend, pytest.raises(ValueError, match="0 bytes"):
+        frontend.get_config(0, 0)
 
 
 def test_get_config_may_leave_its_payload_out(backend: Backend) -> None:
@@ -178,7 +183,7 @@ def test_set_config_of_a_read_only_field_fails(backend: Backend) -> None:
     with backend.negotiated() as frontend:
         with pytest.raises(FrontendError):
             frontend.set_config(0, b"\1")
-        assert frontend.get_config(60) == CONFIG
+        assert frontend.get_config(0, 60) == CONFIG
 
 
 def test_the_device_status_is_kept(backend: Backend) -> None:
