@@ -14,6 +14,7 @@ from kpoll.vhost.features import VirtioFeature
 
 from .config import SECTOR
 
+CAPACITY_SIZE: Final = 8  # the first field
 WRITEBACK_OFFSET: Final = 32  # struct virtio_blk_config's one writable field
 
 # Largest extent of one DISCARD or WRITE_ZEROES range: a whole one goes to a helper thread in a single call, and the
@@ -119,12 +120,12 @@ def device_features(limits: DiskLimits) -> int:
 def writes_back(features: int, writeback: int) -> bool:
     """Decide the cache mode from the negotiated features and the `writeback` field, virtio 1.2 §5.2.5.
 
-    With CONFIG_WCE the field says it. Without, a driver that negotiated FLUSH flushes when it needs to; one that has
-    neither can't, and each of its writes has to be durable when it completes.
+    A driver that didn't negotiate FLUSH can't flush, so each of its writes has to be durable when it completes. One
+    that did flushes when it needs to, unless it has CONFIG_WCE as well and the field says that it doesn't.
     """
-    if features & BlkFeature.VIRTIO_BLK_F_CONFIG_WCE:
-        return bool(writeback)
-    return bool(features & BlkFeature.VIRTIO_BLK_F_FLUSH)
+    if not features & BlkFeature.VIRTIO_BLK_F_FLUSH:
+        return False
+    return bool(writeback) or not features & BlkFeature.VIRTIO_BLK_F_CONFIG_WCE
 
 
 def config_space(

@@ -10,7 +10,7 @@ import trio
 from kpoll.vhost._core import ffi, lib
 from kpoll.vhost.device import Device, DeviceError
 
-from .blk_config import WRITEBACK_OFFSET, BlkFeature, config_space, device_features, writes_back
+from .blk_config import CAPACITY_SIZE, WRITEBACK_OFFSET, BlkFeature, config_space, device_features, writes_back
 from .blk_queue import BlkQueue
 from .engines import candidates, open_lanes
 from .errors import KpollError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from kpoll.vhost.device import VringConfig
+    from kpoll.vhost.device import SessionHandle, VringConfig
 
     from .blk_disk import Disk
     from .config import BlkConfig
@@ -64,7 +64,22 @@ class BlkDevice(Device):
         self._features = device_features(disk.limits)
         self._negotiated = 0
         self._writeback = _WRITEBACK_RESET
+        self._writeback_known = False  # to the guest of this session
+        self._capacity_known: int | None = None  # as this session's front-end last read it
+        self._started = False  # a vring, in this session
         self._cached = False  # writes may have been answered that aren't durable
+
+    def attach(self, session: SessionHandle | None) -> None:
+        """Begin with a new front-end, whose guest may have been running for long, or end with one.
+
+        QEMU tells a back-end that it reconnects to neither the size nor the cache mode that its guest believes in, and
+        reads the configuration only before the guest first starts. So what it has not read by then it doesn't know.
+        """
+        super().attach(session)
+        if session is not None:
+            self._writeback = _WRITEBACK_RESET
+            self._writeback_known = self._started = False
+            self._capacity_known = None
 
     @property
     def connected(self) -> bool:
@@ -81,6 +96,11 @@ class BlkDevice(Device):
 
     def get_config(self, offset: int, size: int) -> bytes:
         """Read struct virtio_blk_config."""
+        if offset == 0 and size >= CAPACITY_SIZE:
+            self._capacity_known = self.disk.capacity
+        if offset <= WRITEBACK_OFFSET < offset + size and not self._started:
+            self._writeback_known = True
+            self._apply_cache_mode()
         return self._config()[offset : offset + size]
 
     def set_config(self, offset: int, data: bytes, flags: int) -> None:
@@ -101,11 +121,14 @@ class BlkDevice(Device):
         if wanted != self._config(writeback):
             raise DeviceError("only writeback may be written in the configuration space")
         self._writeback = int(writeback != 0)
+        self._writeback_known = True
         self._apply_cache_mode()
 
     def set_features(self, features: int) -> None:
         """Take note of what was negotiated; it decides the cache mode (virtio 1.2 §5.2.5)."""
         self._negotiated = features
+        if features & BlkFeature.VIRTIO_BLK_F_CONFIG_WCE and not features & BlkFeature.VIRTIO_BLK_F_FLUSH:
+            self._writeback = 0  # §5.2.5.2: a driver that can't flush finds the cache off
         self._apply_cache_mode()
 
     async def settle(self) -> None:
@@ -128,6 +151,10 @@ class BlkDevice(Device):
             await queue.worker.start_queue(queue, vring.kick_fd)
         except KpollError as error:
             raise DeviceError(str(error)) from error
+        self._started = True
+        if self._capacity_known != self.disk.capacity:
+            # QEMU drops the news of a change while its device isn't started: paused, in firmware, reconnecting.
+            await self.config_changed()
 
     async def stop_vring(self, index: int) -> int:
         """Take the queue back from its worker; returns its vring base."""
@@ -136,9 +163,8 @@ class BlkDevice(Device):
         return queue.base()
 
     async def reset(self) -> None:
-        """Forget what was negotiated."""
+        """Forget what was negotiated, but not the cache mode: QEMU resets us and doesn't tell its guest."""
         await self.stop_all()
-        self._writeback = _WRITEBACK_RESET
         self.set_features(0)
 
     async def stop_all(self) -> None:
@@ -147,7 +173,7 @@ class BlkDevice(Device):
             await queue.worker.stop_queue(queue)
 
     def _apply_cache_mode(self) -> None:
-        write_back = writes_back(self._negotiated, self._writeback)
+        write_back = writes_back(self._negotiated, self._writeback if self._writeback_known else 0)
         if write_back != self.disk.write_back and self.connected:
             self._log.info("cache_mode", write_back=write_back)
         self.disk.write_back = write_back

@@ -134,13 +134,20 @@ class Guest:
 
     AREA = 1 << 20
 
-    def __init__(self, where: Path | socket.socket, *, features: int | None = None, index: int = 0) -> None:
-        """Connect, negotiate all that is on offer (or `features`), and set queue `index` up."""
+    def __init__(
+        self, where: Path | socket.socket, *, features: int | None = None, index: int = 0, reconnects: bool = False
+    ) -> None:
+        """Connect, negotiate all that is on offer (or `features`), and set queue `index` up.
+
+        As QEMU does, it reads the configuration before it first starts, but not when it `reconnects`.
+        """
         self.frontend = Frontend(where)
         offered = self.frontend.features & ~VirtioFeature.VHOST_USER_F_PROTOCOL_FEATURES
         offered &= ~VirtioFeature.VIRTIO_F_RING_PACKED
         self.frontend.negotiate(offered if features is None else features, PROTOCOL)
         self.frontend.open_backend_channel()
+        if not reconnects:
+            self.frontend.get_config(0, 60)
         self.driver = Driver(self.frontend, index)
         self.data = self.frontend.add_memory(self.AREA)
 

@@ -16,6 +16,8 @@ from kpoll.backend.blk_config import BlkFeature
 from kpoll.vhost.driver import Buffer
 from kpoll.vhost.features import VirtioFeature
 from kpoll.vhost.frontend import Frontend, FrontendError
+from kpoll.vhost.messages import BackendRequest, Request
+from kpoll.vhost.payloads import U64
 from tests.cli.harness import FLUSH, IN, OUT, PATIENCE_S, SECTOR, Daemon, Guest
 
 VERSION_1 = VirtioFeature.VIRTIO_F_VERSION_1
@@ -292,6 +294,35 @@ def test_the_driver_decides_whether_writes_are_cached(
         assert daemon.stop() == 0
     modes = [line["write_back"] for line in daemon.log if line["event"] == "cache_mode"]
     assert modes == [mode for mode in (first, then) if mode is not None]
+
+
+def test_a_guest_that_reconnects_may_believe_in_either_cache_mode_so_its_writes_are_durable(
+    sock: Path, image: Path
+) -> None:
+    with Daemon("blk", "--socket-path", sock, "--blk-file", image) as daemon:
+        daemon.logged("listening")
+        with Guest(sock, reconnects=True) as guest:
+            assert guest.request(OUT, 0, out=b"x" * SECTOR)[0] == 0
+            assert guest.told() is BackendRequest.CONFIG_CHANGE_MSG  # its size may be an old one, too
+            guest.frontend.get_config(0, 60)  # QEMU's answer to that, of which its guest sees the size alone
+            guest.frontend.set_config(32, b"\1")
+            assert guest.frontend.get_config(32, 1) == b"\1"
+        daemon.logged("frontend_disconnected")
+        assert daemon.stop() == 0
+    assert [line["write_back"] for line in daemon.log if line["event"] == "cache_mode"] == [True]
+
+
+def test_a_reset_leaves_the_cache_mode_that_the_guest_believes_in(sock: Path, image: Path) -> None:
+    with Daemon("blk", "--socket-path", sock, "--blk-file", image) as daemon:
+        daemon.logged("listening")
+        with Guest(sock) as guest:
+            guest.frontend.set_config(32, b"\0")
+            assert daemon.logged("cache_mode")["write_back"]  # negotiated
+            assert not daemon.logged("cache_mode")["write_back"]  # turned off
+            guest.frontend.request(Request.SET_STATUS, U64(0))
+            assert guest.frontend.get_config(32, 1) == b"\0"
+        assert daemon.stop() == 0
+    assert len([line for line in daemon.log if line["event"] == "cache_mode"]) == 2
 
 
 def test_the_configuration_space_can_be_written_only_where_it_is_writable(sock: Path, image: Path) -> None:
