@@ -114,7 +114,7 @@ class Disk:
 
 
 def _open_target(target: Any, config: BlkConfig) -> None:
-    """Open what `config` names into `target`. Raises KpollError, with nothing left open."""
+    """Open what `config` names into `target`. Raises KpollError."""
     if config.blk_file is None:
         lib.io_target_null(target, config.size)
         return
@@ -122,16 +122,15 @@ def _open_target(target: Any, config: BlkConfig) -> None:
     error = -lib.io_target_open(target, os.fsencode(path), config.read_only)
     if error:
         raise _open_error(path, error, read_only=config.read_only)
-    size = int(target.size)
+
+
+def _check_size(path: str | None, size: int) -> None:
+    """Refuse what can't be a disk for its size. Raises KpollError."""
     if size == 0:
-        fault = "is empty: give it a size, such as with `truncate -s 10G`"
-    elif size % SECTOR:
-        fault = f"its size, {size} bytes, is no multiple of {SECTOR}: is it a raw image? If so, pad it with "
-        fault += f"`truncate -s {-(-size // SECTOR) * SECTOR}`"
-    else:
-        return
-    lib.io_target_close(target)
-    raise KpollError(f"{path}: {fault}")
+        raise KpollError(f"{path}: is empty: give it a size, such as with `truncate -s 10G`")
+    if size % SECTOR:
+        pad = f"`truncate -s {-(-size // SECTOR) * SECTOR}`"
+        raise KpollError(f"{path}: its size, {size} bytes, is no multiple of {SECTOR}: pad it with {pad}")
 
 
 def _claim(target: Any, config: BlkConfig) -> AbstractContextManager[None]:
@@ -162,6 +161,7 @@ def open_disk(config: BlkConfig) -> Iterator[Disk]:
             serial = config.serial.ljust(SERIAL_BYTES, b"\0")
             ffi.memmove(dev.serial, serial, SERIAL_BYTES)
             with _claim(target, config):
+                _check_size(config.blk_file, int(target.size))
                 yield Disk(dev)
         finally:
             lib.io_target_close(target)
