@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import structlog
 import trio
+import trio.testing
 from structlog.testing import LogCapture
 
 from kpoll.vhost.frontend import Frontend
@@ -62,6 +64,47 @@ def test_a_cancelled_session_stops_its_rings_and_gives_everything_back(
     assert device.calls[-2:] == [("stop", 0), ("reset",)]
     assert resources()[1] == mappings - 1, "guest memory is no longer mapped here"
     assert frontend.sock.recv(1) == b"", "and the front-end has been left"
+    frontend.close()
+
+
+class SlowDevice(RecordingDevice):
+    """Looks, while it still finishes a ring's requests, whether the front-end has been hung up on."""
+
+    def __init__(self, peer: socket.socket) -> None:
+        """Watch the front-end's socket."""
+        super().__init__()
+        self.peer = peer
+        self.hung_up: list[bool] = []
+
+    async def stop_vring(self, index: int) -> int:
+        """Take a moment."""
+        await trio.testing.wait_all_tasks_blocked()
+        readable, _, _ = select.select([self.peer], [], [], 0)
+        self.hung_up.append(bool(readable))
+        return await super().stop_vring(index)
+
+
+def test_a_front_end_is_hung_up_on_only_when_its_rings_are_at_rest() -> None:
+    """QEMU reads used.idx at the hang-up and goes on from there; what were published later would be done twice."""
+    ours, theirs = socket.socketpair()
+    device = SlowDevice(ours)
+
+    def start() -> Frontend:
+        frontend = Frontend(ours)
+        frontend.negotiate()
+        set_up(frontend, add_ring_memory(frontend))
+        return frontend
+
+    async def run() -> Frontend:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(serve_connection, theirs, device, LOG, conn_id=1))
+            frontend = await trio.to_thread.run_sync(start)
+            nursery.cancel_scope.cancel()
+        return frontend
+
+    frontend = trio.run(run)
+    assert device.hung_up == [False]
+    assert frontend.sock.recv(1) == b""
     frontend.close()
 
 
