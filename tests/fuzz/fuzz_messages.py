@@ -26,6 +26,7 @@ with atheris.instrument_imports(include=["kpoll.vhost"]):
     import trio
 
     from kpoll.vhost.connection import Fds, Received
+    from kpoll.vhost.descriptors import wait_discarded
     from kpoll.vhost.features import VirtioFeature
     from kpoll.vhost.memory import survive_truncation
     from kpoll.vhost.messages import RULES, Header, Request, pack_request
@@ -141,6 +142,7 @@ def one_input(data: bytes) -> None:
     """Play one input; libFuzzer calls this."""
     held = resources()
     trio.run(play, data)
+    assert wait_discarded(10), "a descriptor never closed"
     assert resources() == held, "descriptors or mappings leaked"
 
 
