@@ -137,9 +137,8 @@ static inline unsigned io_reap(struct io_engine *e, struct io_req **done, unsign
 }
 
 /*
- * What a worker waits on: io_wait_fds() fills up to 2 descriptors (the engine's completion eventfd, the helpers')
- * and io_wait_words() the matching memory words (completion ring's tail; helpers' done flag): any of them tells that
- * io_reap() has something.
+ * What a worker waits on, from io_waits(): the engine's completion eventfd with its ring's tail, and the helpers' eventfd
+ * with their list of finished requests. Any of these descriptors or memory words tells that io_reap() has something.
  */
 struct io_wait {
 	int fd; /* -1: none */
