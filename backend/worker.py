@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from .config import PollConfig
 
-_STRATEGIES: Final = {"off": "WAIT_OFF", "user": "WAIT_USER"}
+_STRATEGIES: Final = {"off": "WAIT_OFF", "user": "WAIT_USER", "kernel": "WAIT_KERNEL", "module": "WAIT_MODULE"}
 
 # What a thread may not have blocked: a fault of its own instructions (a guest memfd that was truncated is a SIGBUS).
 _SYNCHRONOUS: Final = {signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP}
@@ -58,7 +58,7 @@ class Worker:
         out = ffi.new("struct worker **")
         error = -lib.worker_create(out, getattr(lib, _STRATEGIES[poll.strategy]), poll.max_us)
         if error:
-            raise KpollError(f"a worker can't be made: {os.strerror(error)}")
+            raise KpollError(f"a worker that waits with --poll {poll.strategy} can't be made: {os.strerror(error)}")
         self.index = index
         self.handle = out[0]
         self._cpu = cpu

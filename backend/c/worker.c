@@ -87,13 +87,14 @@ int worker_create(struct worker **out, int strategy, uint32_t max_us)
 	struct worker *w;
 	int rc;
 
-	if (strategy != WAIT_OFF && strategy != WAIT_USER)
+	if (strategy < WAIT_OFF || strategy > WAIT_MODULE)
 		return -EINVAL;
 	w = calloc(1, sizeof(*w));
 	if (!w)
 		return -ENOMEM;
 	pthread_mutex_init(&w->lock, NULL);
 	w->commands_end = &w->commands;
+	w->wait.epoll_fd = -1;
 	w->mailbox_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	w->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	rc = w->mailbox_fd < 0 || w->event_fd < 0 ? -errno : wait_set_init(&w->wait, strategy, max_us);
@@ -154,6 +155,8 @@ int worker_add_lane(struct worker *w, struct blk_lane *lane)
 			wait_set_del(&w->wait, lane);
 			return rc;
 		}
+		if (waits[i].has_word && wait_set_word_wakes(&w->wait, waits[i].word.addr))
+			io_engine_ring_wakes(blk_lane_engine(lane));
 	}
 	w->lanes[w->lane_count++] = lane;
 	return 0;

@@ -25,10 +25,10 @@ struct worker_stats {
 
 /**
  * worker_create() - Prepare a worker
- * @strategy:	WAIT_OFF or WAIT_USER
+ * @strategy:	enum wait_strategy
  * @max_us:	Longest spin
  *
- * Return: 0 or -errno
+ * Return: 0; -EINVAL for an unknown strategy; -ENOMEM; -errno of what wait_set_init() and wait_set_add() need
  */
 int worker_create(struct worker **out, int strategy, uint32_t max_us);
 void worker_destroy(struct worker *w); /* after worker_run() returned */

@@ -15,44 +15,56 @@
 #include "../uapi/eventfd_poll.h"
 
 enum wait_strategy {
-	WAIT_OFF,  /* never spin: arm the doorbells, sleep */
-	WAIT_USER, /* spin in userspace for a while, giving way, then as WAIT_OFF */
+	WAIT_OFF,    /* never spin: arm the doorbells, sleep */
+	WAIT_USER,   /* spin in userspace for a while, giving way, then as WAIT_OFF */
+	WAIT_KERNEL, /* the kernel spins, arms and sleeps: EVENTFD_SET_POLL, of a patched kernel */
+	WAIT_MODULE, /* arm, then the kernel spins and sleeps: the eventfd_poll module */
 };
 
 /* How one wait ended. */
 enum wait_result {
-	WAIT_HIT = 0,   /* a word's condition came true while nobody slept: doorbells are still off */
+	WAIT_HIT = 0,   /* something came while nobody slept: doorbells are still off */
 	WAIT_ARMED = 1, /* the doorbells were turned on (and perhaps a sleep followed): turn them off again */
 };
 
 struct wait_stats {
-	uint64_t hits;     /* spins that ended with a condition */
+	uint64_t hits;     /* spins that ended with a condition, or a signal */
 	uint64_t gave_way; /* spins that ended because somebody else wants the CPU */
 	uint64_t timeouts; /* spins that ran out of budget */
-	uint64_t sleeps;   /* waits that reached the sleeping syscall */
+	uint64_t sleeps; /* waits that reached the sleeping syscall; WAIT_KERNEL: that really slept, or were about to */
 };
 
 struct wait_entry;
+struct pollfd;
 
 struct wait_set {
 	int epoll_fd;
 	enum wait_strategy strategy;
 	unsigned count, cap;
 	struct wait_entry *entries;
-	uint64_t max_ns;           /* upper bound of a spin */
+	struct wait_stats stats;
+	uint64_t max_ns; /* upper bound of a spin */
+
+	/* WAIT_USER */
 	uint64_t spin_ns;          /* what the adaptation currently grants, 0..max_ns */
 	uint64_t probed_ns;        /* when this thread last asked whether anybody else wants the CPU */
 	uint64_t backoff_until_ns; /* no spin before this moment: somebody did */
 	uint64_t backoff_ns;
 	uint32_t hits_since_probe;
-	struct wait_stats stats;
+
+	/* WAIT_KERNEL, WAIT_MODULE */
+	struct pollfd *fds; /* what ppoll(2) gets */
+	int module_fd;
+	unsigned lenders;   /* words whose arm word is `armed` */
+	uint64_t armed;     /* written by the kernel just before it sleeps; the set must not move */
+	uint64_t budget_ns; /* of the kernel's spins, as far as we know */
 };
 
 /**
- * wait_set_init() - Make an empty wait set
- * @max_us:	Longest spin in microseconds (WAIT_USER)
+ * wait_set_init() - Make an empty wait set, which must stay where it is
+ * @max_us:	Longest spin in microseconds. WAIT_KERNEL, WAIT_MODULE: not 0, and the kernel's administrator may allow less.
  *
- * Return: 0 or -errno of epoll_create1(2)
+ * Return: 0; -errno of epoll_create1(2); WAIT_MODULE: -errno of opening the module's device. wait_set_fini() in any case.
  */
 int wait_set_init(struct wait_set *ws, enum wait_strategy strategy, uint32_t max_us);
 void wait_set_fini(struct wait_set *ws);
@@ -66,13 +78,21 @@ void wait_set_fini(struct wait_set *ws);
  *
  * Not to be called while another thread is in wait_set_wait() on the same set.
  *
- * Return: 0; -EINVAL for a malformed word; -ENOMEM; -errno of epoll_ctl(2)
+ * Return: 0; -EINVAL for a malformed word; -ENOMEM; -errno of epoll_ctl(2); WAIT_KERNEL, WAIT_MODULE: -errno of eventfd(2)
+ * and of the ioctl (-ENOTTY: this kernel has no EVENTFD_SET_POLL; -EFAULT: the word or its arm word isn't there)
  */
 int wait_set_add(struct wait_set *ws, int fd, const struct eventfd_poll_info *word, const void *cookie,
 		 uint64_t *signals);
 
 /* wait_set_del() - Remove every entry added with @cookie */
 void wait_set_del(struct wait_set *ws, const void *cookie);
+
+/*
+ * wait_set_word_wakes() - Does every change of the word at @addr wake a sleeper of this set, whether anybody signals or not?
+ *
+ * So it is for the tail of an AIO ring under WAIT_KERNEL: the kernel that completes the request knows who watches.
+ */
+bool wait_set_word_wakes(const struct wait_set *ws, uint64_t addr);
 
 /**
  * wait_set_wait() - Wait until an entry's condition holds or its descriptor is signalled

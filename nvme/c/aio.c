@@ -10,7 +10,8 @@
  * devices that complete inside io_submit(2) (zram, the page cache) nobody can be asleep then, and the flag is only
  * cost. So: once everything in the kernel was complete at the end of INLINE_RUN submits in a row, the flag is left
  * out; the first submit after which something is still under way brings it back at once. What was submitted without
- * it until then is counted as `unsignalled`, and the worker's sleep is short while there is any.
+ * it until then is counted as `unsignalled`, and the worker's sleep is short while there is any. A kernel that polls
+ * for us wakes whoever watches the ring's tail (io_engine_ring_wakes()): then no iocb has the flag.
  *
  * Blocking: with RWF_NOWAIT the kernel answers -EAGAIN instead of blocking in io_submit(2). Direct I/O is then submitted
  * again without that flag by a helper thread: what blocks is the submission (a write into a hole allocates), and the
@@ -43,7 +44,8 @@ struct aio {
 	struct aio_ring *ring; /* NULL: not one that we know, use io_getevents(2) */
 	aio_context_t ctx;
 	int event_fd;
-	uint32_t iocb_flags; /* of the next iocbs: IOCB_FLAG_RESFD or 0 */
+	uint32_t signal;     /* how an iocb asks for a signal: IOCB_FLAG_RESFD, or 0 where the ring itself wakes */
+	uint32_t iocb_flags; /* of the next iocbs: signal or 0 */
 	uint32_t in_kernel;  /* submitted and not reaped */
 	uint32_t inline_run; /* submits in a row that left nothing under way, up to INLINE_RUN */
 	uint32_t helper_ops; /* bit 1 << enum io_op: goes to the helper without asking */
@@ -117,10 +119,10 @@ static void aio_signal_again(struct aio *a)
 	if (!a->engine.completes_inline)
 		return;
 	a->engine.completes_inline = false;
-	a->iocb_flags = IOCB_FLAG_RESFD;
-	a->engine.unsignalled = a->in_kernel;
+	a->iocb_flags = a->signal;
+	a->engine.unsignalled = a->signal ? a->in_kernel : 0;
 	for (unsigned i = 0; i < a->staged; i++)
-		a->iocbs[i]->aio_flags = IOCB_FLAG_RESFD;
+		a->iocbs[i]->aio_flags = a->signal;
 }
 
 static void aio_learn(struct aio *a, unsigned sent)
@@ -156,7 +158,7 @@ static bool aio_unusual(struct aio *a, struct io_req *r, int64_t res)
 		a->queues = true;
 		aio_signal_again(a);
 		r->iocb.aio_rw_flags &= ~RWF_NOWAIT;
-		r->iocb.aio_flags = IOCB_FLAG_RESFD;
+		r->iocb.aio_flags = a->signal;
 	}
 	io_helper_queue(a->engine.helper, r);
 	return false;
@@ -305,6 +307,13 @@ static void aio_wait_word(struct io_engine *e, struct eventfd_poll_info *word)
 		};
 }
 
+static void aio_ring_wakes(struct io_engine *e)
+{
+	struct aio *a = container_of(e, struct aio, engine);
+
+	a->signal = a->iocb_flags = 0;
+}
+
 static void aio_destroy(struct io_engine *e)
 {
 	struct aio *a = container_of(e, struct aio, engine);
@@ -324,6 +333,7 @@ static const struct io_ops aio_ops = {
 	.reap = aio_reap,
 	.wait_fd = aio_wait_fd,
 	.wait_word = aio_wait_word,
+	.ring_wakes = aio_ring_wakes,
 	.destroy = aio_destroy,
 };
 
@@ -358,7 +368,7 @@ int aio_create(struct io_engine **out, struct io_target *t, uint32_t depth)
 	a->engine = (struct io_engine){ .ops = &aio_ops, .target = t };
 	a->event_fd = -1;
 	a->depth = depth;
-	a->iocb_flags = IOCB_FLAG_RESFD;
+	a->signal = a->iocb_flags = IOCB_FLAG_RESFD;
 	a->helper_ops = 1u << IO_FLUSH | 1u << IO_DISCARD | 1u << IO_WRITE_ZEROES;
 	for (unsigned op = IO_READ; op <= IO_WRITE; op++) {
 		a->nowait[op] = RWF_NOWAIT;

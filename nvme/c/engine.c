@@ -50,6 +50,12 @@ unsigned io_waits(struct io_engine *e, struct io_wait waits[IO_WAITS_MAX])
 	return (unsigned)(w - waits);
 }
 
+void io_engine_ring_wakes(struct io_engine *e)
+{
+	if (e->ops->ring_wakes)
+		e->ops->ring_wakes(e);
+}
+
 int64_t io_sleep_timeout_ns(const struct io_engine *e)
 {
 	return e->unsignalled || e->held ? IO_UNSIGNALLED_SLEEP_NS : -1;

@@ -84,6 +84,7 @@ struct io_ops {
 	unsigned (*reap)(struct io_engine *e, struct io_req **done, unsigned max);
 	int (*wait_fd)(struct io_engine *e);
 	void (*wait_word)(struct io_engine *e, struct eventfd_poll_info *word);
+	void (*ring_wakes)(struct io_engine *e); /* NULL: nothing changes */
 	void (*destroy)(struct io_engine *e);
 };
 
@@ -147,6 +148,13 @@ struct io_wait {
 };
 #define IO_WAITS_MAX 2
 unsigned io_waits(struct io_engine *e, struct io_wait waits[IO_WAITS_MAX]);
+
+/*
+ * io_engine_ring_wakes() - Whoever watches the ring's word is woken by its change: completions need no signal beside it
+ *
+ * For a kernel that polls for us (the wait set knows). Before the first request.
+ */
+void io_engine_ring_wakes(struct io_engine *e);
 
 /*
  * io_sleep_timeout_ns() - Longest sleep that is safe now: -1 (completions will signal), or a short time while

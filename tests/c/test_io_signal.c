@@ -193,6 +193,35 @@ static void a_signalled_completion_left_in_the_ring_does_not_shorten_sleeps_for_
 	e = others;
 }
 
+/* A kernel that polls for us wakes whoever watches the tail: neither signals nor short sleeps, whatever completes how. */
+static void where_the_ring_wakes_nothing_signals(void)
+{
+	struct io_engine *others = e;
+	struct io_wait waits[IO_WAITS_MAX];
+	struct io_req *done[BATCH];
+	unsigned n = 0;
+
+	CHECK_EQ(io_engine_create(&e, "aio", &t, BATCH), 0);
+	io_engine_ring_wakes(e);
+	io_waits(e, waits);
+	for (unsigned i = 0; i < 64; i++) {
+		queue_read(0, HOLE, 4 * KIB);
+		io_submit_all(e);
+		while (io_reap(e, done, 1) == 0)
+			CHECK_EQ(io_sleep_timeout_ns(e), -1);
+	}
+	for (unsigned i = 0; i < BATCH; i++) /* these don't complete inline any more */
+		queue_read(i, i * 64 * KIB, 64 * KIB);
+	CHECK_EQ(io_submit_all(e), BATCH);
+	CHECK_EQ(io_sleep_timeout_ns(e), -1);
+	while (n < BATCH)
+		n += io_reap(e, done + n, BATCH - n);
+	CHECK_EQ(e->unsignalled, 0);
+	CHECK(!signalled(waits[0].fd));
+	io_engine_destroy(e);
+	e = others;
+}
+
 static void every_completion_is_counted_once(void)
 {
 	struct io_stats before = e->stats;
@@ -241,6 +270,7 @@ static void engine_on(const char *engine)
 		RUN(create_and_destroy_leave_no_descriptor);
 		if (!strcmp(engine, "aio")) {
 			RUN(what_completes_inline_signals_nobody_until_it_stops_to);
+			RUN(where_the_ring_wakes_nothing_signals);
 			RUN(a_signalled_completion_left_in_the_ring_does_not_shorten_sleeps_for_ever);
 		}
 		io_engine_destroy(e);

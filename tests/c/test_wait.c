@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_wait.c - the wait set: conditions, arming, and that no store or signal is missed */
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "check.h"
 #include "kernel/c/atomics.h"
 #include "kernel/c/wait.h"
+#include "strategies.h"
 
 static bool holds(uint64_t word, uint32_t op, uint64_t val, uint64_t mask)
 {
@@ -83,25 +86,25 @@ static void malformed_words_are_refused(void)
 	wait_set_fini(&ws);
 }
 
-static void a_true_word_ends_the_wait_at_once_in_each_strategy(void)
+static void a_true_word_ends_the_wait_at_once(int strategy)
 {
-	for (int strategy = WAIT_OFF; strategy <= WAIT_USER; strategy++) {
-		uint32_t word = 1;
-		struct eventfd_poll_info w = { .addr = (uintptr_t)&word, .size = 4, .op = EVENTFD_POLL_OP_NOT_EQUAL };
-		struct wait_set ws;
+	uint32_t word = 1;
+	struct eventfd_poll_info w = { .addr = (uintptr_t)&word, .size = 4, .op = EVENTFD_POLL_OP_NOT_EQUAL };
+	struct wait_set ws;
 
-		CHECK_EQ(wait_set_init(&ws, strategy, 1000), 0);
-		CHECK_EQ(wait_set_add(&ws, -1, &w, &ws, NULL), 0);
-		CHECK_EQ(wait_set_wait(&ws, -1), strategy == WAIT_USER ? WAIT_HIT : WAIT_ARMED);
-		CHECK_EQ(ws.stats.sleeps, 0);
-		wait_set_fini(&ws);
-	}
+	CHECK_EQ(wait_set_init(&ws, strategy, 1000), 0);
+	CHECK_EQ(wait_set_add(&ws, -1, &w, &ws, NULL), 0);
+	CHECK_EQ(wait_set_wait(&ws, -1), strategy == WAIT_OFF ? WAIT_ARMED : WAIT_HIT);
+	CHECK_EQ(ws.stats.sleeps, 0);
+	wait_set_fini(&ws);
 }
 
-static void the_arm_word_is_written_before_a_sleep_and_only_then(void)
+/* Two doorbells, of the two kinds, and a word that has none, as the worker's mailbox. */
+static void the_arm_word_is_written_before_a_sleep_and_only_then(int strategy)
 {
 	uint16_t word = 0, flags = 1, event = 0, shadow = 77;
-	struct eventfd_poll_info w[2] = {
+	uint32_t mailbox = 0;
+	struct eventfd_poll_info w[3] = {
 		{ .addr = (uintptr_t)&word,
 		  .size = 2,
 		  .op = EVENTFD_POLL_OP_NOT_EQUAL,
@@ -114,34 +117,69 @@ static void the_arm_word_is_written_before_a_sleep_and_only_then(void)
 		  .flags = EVENTFD_POLL_F_ARM | EVENTFD_POLL_F_ARM_PTR,
 		  .arm_addr = (uintptr_t)&event,
 		  .arm_val = (uintptr_t)&shadow },
+		{ .addr = (uintptr_t)&mailbox, .size = 4, .op = EVENTFD_POLL_OP_NOT_EQUAL },
 	};
 	struct wait_set ws;
 
-	CHECK_EQ(wait_set_init(&ws, WAIT_USER, 1000), 0);
-	CHECK_EQ(wait_set_add(&ws, -1, &w[0], &ws, NULL), 0);
-	CHECK_EQ(wait_set_add(&ws, -1, &w[1], &ws, NULL), 0);
-	word = 1;
-	CHECK_EQ(wait_set_wait(&ws, -1), WAIT_HIT);
-	CHECK_EQ(flags, 1);
-	CHECK_EQ(event, 0);
-	word = 0;
-	CHECK_EQ(wait_set_wait(&ws, 1000), WAIT_ARMED);
+	CHECK_EQ(wait_set_init(&ws, strategy, 100), 0);
+	for (unsigned i = 0; i < 3; i++)
+		CHECK_EQ(wait_set_add(&ws, -1, &w[i], &ws, NULL), 0);
+	if (strategy != WAIT_OFF) {
+		word = 1;
+		CHECK_EQ(wait_set_wait(&ws, -1), WAIT_HIT);
+		CHECK_EQ(flags, 1);
+		CHECK_EQ(event, 0);
+		CHECK_EQ(ws.stats.sleeps, 0);
+		word = 0;
+	}
+	CHECK_EQ(wait_set_wait(&ws, 20000000), WAIT_ARMED);
+	CHECK_EQ(ws.stats.sleeps, 1);
 	CHECK_EQ(flags, 0);
 	CHECK_EQ(event, 77);
 	wait_set_fini(&ws);
 }
 
-static void an_eventfd_is_never_read_and_yet_each_write_wakes(void)
+static void a_word_that_was_removed_is_neither_looked_at_nor_armed(int strategy)
+{
+	uint32_t *gone = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint32_t stays = 0, doorbell = 0;
+	struct eventfd_poll_info w[2] = {
+		{ .size = 4,
+		  .op = EVENTFD_POLL_OP_NOT_EQUAL,
+		  .flags = EVENTFD_POLL_F_ARM,
+		  .arm_addr = (uintptr_t)&doorbell,
+		  .arm_val = 1 },
+		{ .addr = (uintptr_t)&stays, .size = 4, .op = EVENTFD_POLL_OP_NOT_EQUAL },
+	};
+	struct wait_set ws;
+
+	CHECK(gone != MAP_FAILED);
+	w[0].addr = (uintptr_t)gone;
+	CHECK_EQ(wait_set_init(&ws, strategy, 100), 0);
+	CHECK_EQ(wait_set_add(&ws, -1, &w[0], gone, NULL), 0);
+	CHECK_EQ(wait_set_add(&ws, -1, &w[1], &stays, NULL), 0);
+	*gone = 1;
+	wait_set_del(&ws, gone);
+	CHECK_EQ(ws.count, 1);
+	CHECK_EQ(munmap(gone, 4096), 0);
+	wait_set_wait(&ws, 2000000);
+	CHECK_EQ(doorbell, 0);
+	stays = 1; /* moved into the other's place, and still watched */
+	wait_set_wait(&ws, -1);
+	wait_set_fini(&ws);
+}
+
+static void an_eventfd_is_never_read_and_yet_each_write_wakes(int strategy)
 {
 	uint64_t one = 1, signals = 0, counter;
 	int fd = eventfd(0, EFD_NONBLOCK);
 	struct wait_set ws;
 
-	CHECK_EQ(wait_set_init(&ws, WAIT_OFF, 0), 0);
+	CHECK_EQ(wait_set_init(&ws, strategy, 100), 0);
 	CHECK_EQ(wait_set_add(&ws, fd, NULL, &ws, &signals), 0);
 	for (int i = 1; i <= 3; i++) {
 		CHECK(write(fd, &one, 8) == 8);
-		CHECK_EQ(wait_set_wait(&ws, -1), WAIT_ARMED);
+		wait_set_wait(&ws, -1);
 		CHECK_EQ(signals, i);
 	}
 	CHECK(read(fd, &counter, 8) == 8);
@@ -152,27 +190,59 @@ static void an_eventfd_is_never_read_and_yet_each_write_wakes(void)
 	close(fd);
 }
 
-static void what_epoll_cannot_watch_is_refused(void)
+static void what_epoll_cannot_watch_is_refused(int strategy)
 {
+	uint32_t word = 0;
+	struct eventfd_poll_info w = { .addr = (uintptr_t)&word, .size = 4, .op = EVENTFD_POLL_OP_NOT_EQUAL };
 	FILE *file = tmpfile();
 	struct wait_set ws;
 
-	CHECK_EQ(wait_set_init(&ws, WAIT_OFF, 0), 0);
-	CHECK_EQ(wait_set_add(&ws, fileno(file), NULL, &ws, NULL), -EPERM);
+	CHECK_EQ(wait_set_init(&ws, strategy, 1), 0);
+	CHECK_EQ(wait_set_add(&ws, fileno(file), &w, &ws, NULL), -EPERM);
 	CHECK_EQ(ws.count, 0);
 	wait_set_fini(&ws);
 	fclose(file);
 }
 
-static void a_wait_without_events_ends_at_its_timeout(void)
+static void a_wait_without_events_ends_at_its_timeout(int strategy)
 {
 	struct wait_set ws;
 	uint64_t start = now_ns();
 
-	CHECK_EQ(wait_set_init(&ws, WAIT_OFF, 0), 0);
+	CHECK_EQ(wait_set_init(&ws, strategy, 1), 0);
+	CHECK_EQ(wait_set_add(&ws, -1, NULL, &ws, NULL), 0);
 	wait_set_wait(&ws, 2000000);
 	CHECK(now_ns() - start >= 2000000);
 	wait_set_fini(&ws);
+}
+
+static unsigned open_descriptors(void)
+{
+	unsigned n = 0;
+
+	for (int fd = 0; fd < 1024; fd++)
+		n += fcntl(fd, F_GETFD) >= 0;
+	return n;
+}
+
+static void no_descriptor_is_left_behind(int strategy)
+{
+	uint32_t words[20] = { 0 };
+	unsigned before = open_descriptors();
+	struct wait_set ws;
+
+	CHECK_EQ(wait_set_init(&ws, strategy, 1), 0);
+	for (unsigned i = 0; i < 20; i++) {
+		struct eventfd_poll_info w = { .addr = (uintptr_t)&words[i],
+					       .size = 4,
+					       .op = EVENTFD_POLL_OP_NOT_EQUAL };
+
+		CHECK_EQ(wait_set_add(&ws, -1, &w, &words[i % 3], NULL), 0);
+	}
+	wait_set_del(&ws, &words[1]);
+	CHECK_EQ(ws.count, 13);
+	wait_set_fini(&ws);
+	CHECK_EQ(open_descriptors(), before);
 }
 
 /*
@@ -207,10 +277,10 @@ static void *driver(void *arg)
 	return NULL;
 }
 
-static void lose_nothing(enum wait_strategy strategy, uint32_t max_us)
+static void lose_nothing(int strategy, uint32_t max_us)
 {
 	struct peer p = { .fd = eventfd(0, EFD_NONBLOCK) };
-	uint32_t shadow = 0;
+	uint32_t shadow = 0, mailbox = 0;
 	struct eventfd_poll_info w = {
 		.addr = (uintptr_t)&p.word,
 		.size = 4,
@@ -220,11 +290,13 @@ static void lose_nothing(enum wait_strategy strategy, uint32_t max_us)
 		.arm_addr = (uintptr_t)&p.armed,
 		.arm_val = 1,
 	};
+	struct eventfd_poll_info quiet = { .addr = (uintptr_t)&mailbox, .size = 4, .op = EVENTFD_POLL_OP_NOT_EQUAL };
 	struct wait_set ws;
 	pthread_t thread;
 	void *failed;
 
 	CHECK_EQ(wait_set_init(&ws, strategy, max_us), 0);
+	CHECK_EQ(wait_set_add(&ws, -1, &quiet, &mailbox, NULL), 0);
 	CHECK_EQ(wait_set_add(&ws, p.fd, &w, &ws, NULL), 0);
 	CHECK_EQ(pthread_create(&thread, NULL, driver, &p), 0);
 	while (shadow != EVENTS) {
@@ -240,18 +312,19 @@ static void lose_nothing(enum wait_strategy strategy, uint32_t max_us)
 	}
 	CHECK_EQ(pthread_join(thread, &failed), 0);
 	CHECK(failed == NULL);
+	printf("    %llu hits, %llu sleeps\n", (unsigned long long)ws.stats.hits, (unsigned long long)ws.stats.sleeps);
 	wait_set_fini(&ws);
 	close(p.fd);
 }
 
-static void no_wake_up_is_lost_asleep(void)
+static void no_wake_up_is_lost(int strategy)
 {
-	lose_nothing(WAIT_OFF, 0);
-}
-
-static void no_wake_up_is_lost_between_spin_and_sleep(void)
-{
-	lose_nothing(WAIT_USER, 2);
+	if (strategy == WAIT_USER)
+		lose_nothing(strategy, 2); /* between spin and sleep */
+	else if (strategy == WAIT_OFF)
+		lose_nothing(strategy, 0);
+	for (uint32_t max_us = 1; strategy > WAIT_USER && max_us <= 100; max_us *= 10)
+		lose_nothing(strategy, max_us);
 }
 
 int main(void)
@@ -261,12 +334,13 @@ int main(void)
 	RUN(a_word_is_compared_with_another_word);
 	RUN(an_indirect_word_is_followed_each_time);
 	RUN(malformed_words_are_refused);
-	RUN(a_true_word_ends_the_wait_at_once_in_each_strategy);
-	RUN(the_arm_word_is_written_before_a_sleep_and_only_then);
-	RUN(an_eventfd_is_never_read_and_yet_each_write_wakes);
-	RUN(what_epoll_cannot_watch_is_refused);
-	RUN(a_wait_without_events_ends_at_its_timeout);
-	RUN(no_wake_up_is_lost_asleep);
-	RUN(no_wake_up_is_lost_between_spin_and_sleep);
+	EACH(a_true_word_ends_the_wait_at_once);
+	EACH(the_arm_word_is_written_before_a_sleep_and_only_then);
+	EACH(a_word_that_was_removed_is_neither_looked_at_nor_armed);
+	EACH(an_eventfd_is_never_read_and_yet_each_write_wakes);
+	EACH(what_epoll_cannot_watch_is_refused);
+	EACH(a_wait_without_events_ends_at_its_timeout);
+	EACH(no_descriptor_is_left_behind);
+	EACH(no_wake_up_is_lost);
 	return 0;
 }

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * wait_set.h - what the wait set and its strategies share
+ *
+ * Private to kernel/c/wait*.c; everybody else includes wait.h.
+ */
+#ifndef KPOLL_WAIT_SET_H
+#define KPOLL_WAIT_SET_H
+
+#include <sys/epoll.h>
+
+#include "wait.h"
+
+#define WAIT_EVENTS 16 /* signals taken from epoll at a time */
+
+struct wait_entry {
+	struct eventfd_poll_info word;
+	const void *cookie;
+	uint64_t *signals;
+	int fd;
+	bool has_word;
+};
+
+/* Does the condition of any word hold now? */
+static inline bool wait_any_word(const struct wait_set *ws)
+{
+	for (unsigned i = 0; i < ws->count; i++)
+		if (ws->entries[i].has_word && wait_word_true(&ws->entries[i].word))
+			return true;
+	return false;
+}
+
+/*
+ * wait_arm_all() - Turn every doorbell on, and execute the full barrier that has to come before the last look
+ * wait_count_signals() - Count what epoll reported; @n may be an error
+ */
+void wait_arm_all(const struct wait_set *ws);
+void wait_count_signals(struct wait_set *ws, const struct epoll_event *events, int n);
+
+/* wait_user.c. wait_user_spin(): did a condition come true? wait_user_slept(): how long the sleep after it took */
+void wait_user_init(struct wait_set *ws);
+bool wait_user_spin(struct wait_set *ws);
+void wait_user_slept(struct wait_set *ws, uint64_t slept_ns);
+
+/*
+ * wait_kernel.c, for WAIT_KERNEL and WAIT_MODULE. Words are named by their entry's index. Return: 0 or -errno
+ * wait_kernel_grow(): room for @cap entries. wait_kernel_move(): the entry at @from is to be the one at @to.
+ */
+int wait_kernel_init(struct wait_set *ws);
+void wait_kernel_fini(struct wait_set *ws);
+int wait_kernel_grow(struct wait_set *ws, unsigned cap);
+int wait_kernel_add(struct wait_set *ws, unsigned at);
+void wait_kernel_del(struct wait_set *ws, unsigned at);
+void wait_kernel_move(struct wait_set *ws, unsigned to, unsigned from);
+enum wait_result wait_kernel_wait(struct wait_set *ws, int64_t timeout_ns);
+
+#endif
