@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 TIMED_OUT = 124  # as timeout(1)
 FAILED = 125
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def _word(text: str) -> str:
@@ -47,9 +48,12 @@ def _sysctl(text: str) -> str:
 
 def _nvme(text: str) -> Nvme:
     size, _, block = text.partition(",")
+    digits, unit = (size[:-1], size[-1]) if size[-1:] in UNITS else (size, "")
+    if not digits.isdecimal():
+        raise argparse.ArgumentTypeError(f"{size!r} is no size: bytes, or a number with K, M or G")
     if block not in {"", "512", "4096"}:
         raise argparse.ArgumentTypeError(f"a logical block is 512 or 4096 bytes, not {block}")
-    return Nvme(size, int(block or 512))
+    return Nvme(int(digits) * UNITS.get(unit, 1), int(block or 512))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -90,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(machine, asked.command, Path.cwd(), sys.stdout.buffer)
     except (VmError, FileNotFoundError) as error:
-        print(f"kernel/vm/run: {error}", file=sys.stderr)
+        sys.stderr.write(f"kernel/vm/run: {error}\n")
         return TIMED_OUT if isinstance(error, VmTimeoutError) else FAILED
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

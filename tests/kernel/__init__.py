@@ -1,0 +1,1 @@
+"""Tests that run under another kernel, in the test VM of kernel/vm."""
