@@ -17,10 +17,10 @@ ACCEL ?= tcg
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo check lint fmt bench fuzz clean
+.PHONY: help build demo check check-kernel check-kernel-debug lint fmt bench fuzz clean
 
 help: ## Show what each command does
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: $(BUILT) ## Install kpoll into .venv (leaves .venv/bin/kpoll); installs from apt what that needs
 
@@ -48,6 +48,14 @@ demo: build ## Show kpoll at work: a guest makes, fills, trims and keeps a disk 
 
 check: lint ## Lint, types and all tests: what CI runs
 	$(BIN)/pytest -rs --durations=8 $(PYTEST_ARGS)
+
+check-kernel: build $(TOOLS) ## The patched kernel and the module, in the test VM (part of make check; first builds the kernel)
+	@.ci/setup kernel
+	$(BIN)/pytest -rs --durations=8 $(PYTEST_ARGS) tests/kernel
+
+check-kernel-debug: build $(TOOLS) ## The same under KASAN and lockdep: some four times as long, not in CI
+	@.ci/setup kernel
+	KPOLL_TEST_KERNEL=debug $(BIN)/pytest -rs --durations=8 $(PYTEST_ARGS) tests/kernel
 
 lint: build $(TOOLS) ## Style, types and compiler warnings, without the tests
 	@.ci/setup check
