@@ -114,7 +114,7 @@ def kpoll() -> None:
     type=click.Choice(["auto", "kernel", "module", "user", "off"]),
     default="auto",
     show_default=True,
-    help="Who polls before a worker sleeps: auto takes the best that this host has, and logs why.",
+    help="Who polls before a worker sleeps: auto takes the best that this host has and allows, and logs why.",
 )
 @click.option(
     "--poll-max-us",
@@ -122,7 +122,7 @@ def kpoll() -> None:
     default=POLL_US_DEFAULT,
     show_default=True,
     metavar="N",
-    help="Never poll longer than this without a request, in microseconds.",
+    help="Never poll longer than this without a request, in microseconds; 0 is --poll off.",
 )
 @click.option(
     "--log-format",

@@ -6,6 +6,7 @@ exist, may this process run on that CPU - is found out where it is used (exit co
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ POLL_US_MAX: Final = 1_000_000
 SIZE_MAX: Final = (1 << 63) - SECTOR  # offsets are off_t
 
 type_engine = Literal["auto", "aio", "io_uring", "null"]
-type_poll = Literal["user", "off"]
+type_poll = Literal["kernel", "module", "user", "off"]
 
 _SIZE_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -151,35 +152,84 @@ class MetricsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PollConfig:
-    """How workers wait: the strategy, why it was taken, and the longest spin in microseconds."""
+    """How workers wait: the strategy, why it was taken (and not a better one), and the longest spin in microseconds.
+
+    `warning` says what keeps the strategy from doing its work on this host, if something does.
+    """
 
     strategy: type_poll
     why: str
     max_us: int = POLL_US_DEFAULT
+    warning: str | None = None
+
+
+_NO_IOCTL: Final = "the running kernel has no EVENTFD_SET_POLL ioctl"
+_NEVER_SPINS: Final = "polling is off on this host, so the kernel sleeps at once; its administrator turns it on with "
 
 
 def choose_poll(asked: str, max_us: int, kernel: KernelFacts) -> PollConfig:
-    """Turn --poll into the strategy that will be used on a kernel like this.
+    """Turn --poll and --poll-max-us (microseconds) into the strategy that will be used on a kernel like this.
 
-    Raises KpollError for `kernel` and `module`: this release has the wait set's interface for them, but not yet
-    the kernel's side.
+    Raises KpollError when `kernel` or `module` is asked for and isn't there.
     """
-    has = "the kernel has EVENTFD_SET_POLL, but this release can't use it yet"
-    lacks = "the running kernel has no EVENTFD_SET_POLL ioctl"
     match asked:
         case "kernel":
-            raise KpollError(f"--poll kernel: {has if kernel.set_poll else lacks}; use --poll user or auto")
+            _need_patch(kernel)
         case "module":
-            raise KpollError(
-                "--poll module: the kpoll kernel module isn't part of this release; use --poll user or auto"
-            )
+            _need_module(kernel)
+    if max_us == 0 and asked in ("auto", "kernel", "module"):
+        return PollConfig(strategy="off", why="--poll-max-us 0 leaves no time to poll", max_us=0)
+    match asked:
+        case "kernel":
+            warning = None if kernel.spin_us else f"{_NEVER_SPINS}`sysctl fs.eventfd_busy_poll=50`"
+            return PollConfig(strategy="kernel", why="asked for", max_us=max_us, warning=warning)
+        case "module":
+            warning = None if kernel.net_busy_poll_us else f"{_NEVER_SPINS}`sysctl net.core.busy_poll=50`"
+            return PollConfig(strategy="module", why="asked for", max_us=max_us, warning=warning)
         case "off":
             return PollConfig(strategy="off", why="asked for", max_us=0)
         case "user":
             return PollConfig(strategy="user", why="asked for", max_us=max_us)
         case _:
-            why = has if kernel.set_poll else f"{lacks}, and this release has no module"
-            return PollConfig(strategy="user", why=why, max_us=max_us)
+            return _best_poll(max_us, kernel)
+
+
+def _need_patch(kernel: KernelFacts) -> None:
+    if not kernel.set_poll:
+        raise KpollError(
+            f"--poll kernel: {_NO_IOCTL}: boot one that has kpoll's patch, or load the module and use --poll module "
+            "(kernel/README.md tells how), or use --poll user"
+        )
+
+
+def _need_module(kernel: KernelFacts) -> None:
+    if kernel.module == 0:
+        return
+    if kernel.module in (errno.EACCES, errno.EPERM):
+        raise KpollError(
+            "--poll module: this process may not open /dev/eventfd_poll: give its user or group access "
+            "(kernel/README.md), or use --poll user"
+        )
+    raise KpollError(
+        f"--poll module: /dev/eventfd_poll can't be opened ({os.strerror(kernel.module)}): load the module with "
+        "`modprobe eventfd_poll` (kernel/README.md tells how to build it), or use --poll user"
+    )
+
+
+def _best_poll(max_us: int, kernel: KernelFacts) -> PollConfig:
+    """Take the kernel's polling where there is any and its administrator wants it; else say why not."""
+    if kernel.set_poll and kernel.spin_us:
+        return PollConfig(strategy="kernel", why="the kernel has EVENTFD_SET_POLL", max_us=max_us)
+    why = "fs.eventfd_busy_poll is 0: the administrator has the kernel's polling off" if kernel.set_poll else _NO_IOCTL
+    if kernel.module == 0 and kernel.net_busy_poll_us:
+        return PollConfig(strategy="module", why=f"the eventfd_poll module is there; {why}", max_us=max_us)
+    if kernel.module == 0:
+        module = "net.core.busy_poll is 0: the administrator has the module's polling off"
+    elif kernel.module in (errno.EACCES, errno.EPERM):
+        module = "this process may not open the module's /dev/eventfd_poll"
+    else:
+        module = "the eventfd_poll module isn't loaded"
+    return PollConfig(strategy="user", why=f"{why}; {module}", max_us=max_us)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,6 +130,8 @@ def run_blk(config: BlkConfig) -> None:
             workers=config.workers,
             read_only=config.read_only,
         )
+        if config.poll.warning is not None:
+            log.warning("poll_never_spins", error=config.poll.warning)
         if sandbox is None:
             log.info("sandbox", active=[], missing={"all": "--sandbox off"})
         else:

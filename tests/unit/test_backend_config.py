@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,7 +20,11 @@ from kpoll.backend.config import (
     parse_size,
 )
 from kpoll.backend.errors import KpollError, UsageError
-from kpoll.kernel.probe import KernelFacts, probe_kernel
+from kpoll.kernel import probe
+from kpoll.kernel.probe import KernelFacts
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DEFAULTS: dict[str, Any] = {
     "socket_path": "/run/s",
@@ -169,25 +173,95 @@ def test_what_this_release_does_not_have_says_what_to_use_instead(options: dict[
     assert error.value.exit_code == 1
 
 
-def test_auto_polls_in_userspace_and_knows_why() -> None:
-    poll = choose_poll("auto", 50, KernelFacts(set_poll=False))
-    assert (poll.strategy, poll.max_us) == ("user", 50)
-    assert "no EVENTFD_SET_POLL" in poll.why
+PATCHED = KernelFacts(set_poll=True, eventfd_busy_poll_us=50)
+MODULE = KernelFacts(module=0, net_busy_poll_us=50)
 
 
-def test_a_kernel_that_polls_is_not_told_that_it_cannot() -> None:
-    kernel = KernelFacts(set_poll=True)
-    assert "this release can't use it yet" in choose_poll("auto", 50, kernel).why
-    with pytest.raises(KpollError, match="this release can't use it yet; use --poll user"):
-        choose_poll("kernel", 50, kernel)
+@pytest.mark.parametrize(
+    ("kernel", "strategy", "why"),
+    [
+        (PATCHED, "kernel", ("has EVENTFD_SET_POLL",)),
+        (KernelFacts(set_poll=True, net_busy_poll_us=50), "kernel", ("has EVENTFD_SET_POLL",)),
+        (MODULE, "module", ("module is there", "no EVENTFD_SET_POLL")),
+        (KernelFacts(set_poll=True), "user", ("fs.eventfd_busy_poll is 0: the administrator", "isn't loaded")),
+        (KernelFacts(module=0), "user", ("no EVENTFD_SET_POLL", "net.core.busy_poll is 0: the administrator")),
+        (KernelFacts(module=errno.EACCES), "user", ("no EVENTFD_SET_POLL", "may not open")),
+        (KernelFacts(), "user", ("no EVENTFD_SET_POLL", "isn't loaded")),
+    ],
+    ids=str,
+)
+def test_auto_takes_the_best_that_the_host_has_and_allows_and_knows_why_not_better(
+    kernel: KernelFacts, strategy: str, why: tuple[str, ...]
+) -> None:
+    poll = choose_poll("auto", 50, kernel)
+    assert (poll.strategy, poll.max_us, poll.warning) == (strategy, 50, None)
+    for words in why:
+        assert words in poll.why
 
 
-def test_a_kernel_that_cannot_be_asked_does_not_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("asked", "kernel"), [("kernel", PATCHED), ("module", MODULE)])
+def test_what_is_asked_for_and_there_is_taken(asked: str, kernel: KernelFacts) -> None:
+    poll = choose_poll(asked, 50, kernel)
+    assert (poll.strategy, poll.why, poll.max_us, poll.warning) == (asked, "asked for", 50, None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kernel", "remedy"),
+    [
+        ("kernel", KernelFacts(set_poll=True), "sysctl fs.eventfd_busy_poll=50"),
+        ("module", KernelFacts(module=0, eventfd_busy_poll_us=50), "sysctl net.core.busy_poll=50"),
+    ],
+)
+def test_what_is_asked_for_works_but_warns_where_the_administrator_has_polling_off(
+    asked: str, kernel: KernelFacts, remedy: str
+) -> None:
+    poll = choose_poll(asked, 50, kernel)
+    assert poll.strategy == asked
+    assert poll.warning is not None
+    assert remedy in poll.warning
+
+
+@pytest.mark.parametrize(
+    ("asked", "kernel", "words"),
+    [
+        ("kernel", MODULE, ("no EVENTFD_SET_POLL", "patch", "--poll module", "kernel/README.md")),
+        ("module", PATCHED, ("No such file or directory", "modprobe eventfd_poll", "kernel/README.md")),
+        ("module", KernelFacts(module=errno.EACCES), ("may not open /dev/eventfd_poll", "kernel/README.md")),
+    ],
+)
+def test_what_the_host_lacks_is_one_line_that_says_how_to_get_it(
+    asked: str, kernel: KernelFacts, words: tuple[str, ...]
+) -> None:
+    with pytest.raises(KpollError) as error:
+        choose_poll(asked, 50, kernel)
+    assert error.value.exit_code == 1
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("asked", ["auto", "kernel", "module", "off"])
+def test_no_time_to_poll_is_no_polling(asked: str) -> None:
+    both = KernelFacts(set_poll=True, module=0, net_busy_poll_us=50, eventfd_busy_poll_us=50)
+    poll = choose_poll(asked, 0, both)
+    assert (poll.strategy, poll.max_us, poll.warning) == ("off", 0, None)
+
+
+def test_a_kernel_that_cannot_be_asked_does_not_poll(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def no_descriptors(*_args: int) -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(os, "eventfd", no_descriptors)
-    assert probe_kernel() == KernelFacts(set_poll=False)
+    for name in ("MODULE_DEVICE", "NET_BUSY_POLL", "EVENTFD_BUSY_POLL"):
+        monkeypatch.setattr(probe, name, tmp_path / "absent")
+    assert probe.probe_kernel() == KernelFacts()
+
+
+def test_the_sysctls_and_the_module_are_looked_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, text in {"MODULE_DEVICE": "", "NET_BUSY_POLL": "20\n", "EVENTFD_BUSY_POLL": "70\n"}.items():
+        (tmp_path / name).write_text(text)
+        monkeypatch.setattr(probe, name, tmp_path / name)
+    kernel = probe.probe_kernel()
+    assert (kernel.module, kernel.net_busy_poll_us, kernel.eventfd_busy_poll_us, kernel.spin_us) == (0, 20, 70, 70)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +277,7 @@ def test_a_kernel_polls_unless_it_does_not_know_the_ioctl(
         return 0
 
     monkeypatch.setattr(fcntl, "ioctl", ioctl)
-    assert probe_kernel().set_poll is polls
+    assert probe.probe_kernel().set_poll is polls
 
 
 def test_off_never_spins_whatever_the_budget() -> None:
