@@ -123,4 +123,5 @@ def _command(session: Session) -> str:
     variables = {**environment(os.environ), "KPOLL_VM": session.kernel}
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
     folder = shlex.quote(str(session.folder))
-    return f"{exports}umask 022\ncd {folder} || exit 125\nexec {shlex.join(session.command)}\n"
+    # By its path, for busybox's shell prefers its own applets to the programs that PATH has.
+    return f"{exports}umask 022\ncd {folder} || exit 125\nexec /usr/bin/env -- {shlex.join(session.command)}\n"
