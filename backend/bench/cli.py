@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich.console import Console
 
 from kpoll.backend.bench.blk import BlkLoad, run_blk, type_rw, type_wait
-from kpoll.backend.config import parse_size
-from kpoll.backend.errors import KpollError, UsageError
+from kpoll.backend.bench.wait import WaitLoad, run_wait, type_strategy
+from kpoll.backend.config import POLL_US_DEFAULT, parse_size
+from kpoll.backend.errors import KpollError, UsageError, os_reason
 
 if TYPE_CHECKING:
     from kpoll.backend.bench.report import Report
 
 RUNTIME_DEFAULT = 5.0
 WARMUP_DEFAULT = 0.5
+WAIT_ROUNDS_DEFAULT = 3
+WAIT_RUNTIME_DEFAULT = 0.5
+WAIT_RUNTIME_QUICK = 0.2
 
 
 def parse_block_size(text: str) -> int:
@@ -29,7 +34,7 @@ def parse_block_size(text: str) -> int:
 
 @click.group()
 def bench() -> None:
-    """Measure a vhost-user back-end, ours or another's, as its front-end and driver in one."""
+    """Measure a vhost-user back-end, ours or another's, or how well this host can wait."""
 
 
 class _Failure(click.UsageError):
@@ -147,3 +152,79 @@ def _show(report: Report, load: BlkLoad, *, as_json: bool) -> None:
     queues = "1 queue" if load.queues == 1 else f"{load.queues} queues"
     title = f"{load.rw}, {load.block_size} bytes, {queues} ({ring}), iodepth {load.iodepth}, {load.wait}"
     Console().print(report.as_table(title))
+
+
+@bench.command(cls=_Named)
+@click.option(
+    "--strategy",
+    "strategies",
+    multiple=True,
+    type=click.Choice(get_args(type_strategy)),
+    help="Only this one (repeatable); blind is a spin that never gives way.  [default: all that this host has]",
+)
+@click.option("--rounds", type=int, metavar="N", help=f"Measure each so often.  [default: {WAIT_ROUNDS_DEFAULT}]")
+@click.option(
+    "--runtime",
+    type=float,
+    metavar="SECONDS",
+    help=f"How long to measure each, in each of three situations.  [default: {WAIT_RUNTIME_DEFAULT}]",
+)
+@click.option("--quick", is_flag=True, help="A second or so for each, to see that it works: one short round.")
+@click.option(
+    "--think-us", type=int, default=20, show_default=True, metavar="N", help="Time between two requests, about."
+)
+@click.option(
+    "--poll-max-us",
+    type=int,
+    default=POLL_US_DEFAULT,
+    show_default=True,
+    metavar="N",
+    help="Longest spin, in microseconds; 1000 at least beside a hog.",
+)
+@click.option("--cpu", type=int, metavar="N", help="CPU to wait on, and the hog's.  [default: the first]")
+@click.option("--driver-cpu", type=int, metavar="N", help="CPU of who sends requests.  [default: the second]")
+@click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), default=1, show_default=True, help="Of think times.")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Draw it: .svg or .png.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def wait(
+    *,
+    strategies: tuple[type_strategy, ...],
+    rounds: int | None,
+    runtime: float | None,
+    quick: bool,
+    think_us: int,
+    poll_max_us: int,
+    cpu: int | None,
+    driver_cpu: int | None,
+    seed: int,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure the ways to wait: wake-up latency, CPU when idle, what a hog on the same CPU gets, kicks per request."""
+    load = WaitLoad(
+        strategies=strategies,
+        rounds=(1 if quick else WAIT_ROUNDS_DEFAULT) if rounds is None else rounds,
+        runtime=(WAIT_RUNTIME_QUICK if quick else WAIT_RUNTIME_DEFAULT) if runtime is None else runtime,
+        think_us=think_us,
+        poll_max_us=poll_max_us,
+        cpu=cpu,
+        driver_cpu=driver_cpu,
+        seed=seed,
+    )
+    if plot is not None and plot.suffix not in (".svg", ".png"):
+        raise UsageError(f"--plot {plot}: give a name that ends in .svg or .png")
+    if plot is not None:
+        from kpoll.backend.bench import wait_plot  # noqa: PLC0415 - a missing matplotlib is told before measuring
+    report = run_wait(load, lambda what: click.echo(f"kpoll bench wait: {what}", err=True))
+    if plot is not None:
+        try:
+            wait_plot.draw(report, plot)
+        except OSError as e:
+            raise KpollError(f"--plot {plot}: {os_reason(e)}") from e
+    if as_json:
+        click.echo(report.as_json(think_us=think_us, poll_max_us=poll_max_us, rounds=load.rounds, runtime=load.runtime))
+        return
+    console = Console()
+    console.print(report.as_table(f"a request every {think_us} µs, spins of {poll_max_us} µs at most"))
+    for remark in report.remarks():
+        console.print(remark, markup=False, highlight=False)
