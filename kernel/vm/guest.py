@@ -124,4 +124,5 @@ def _command(session: Session) -> str:
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
     folder = shlex.quote(str(session.folder))
     # By its path, for busybox's shell prefers its own applets to the programs that PATH has.
-    return f"{exports}umask 022\nmkdir -p "$HOME"\ncd {folder} || exit 125\nexec /usr/bin/env -- {shlex.join(session.command)}\n"
+    go = f'umask 022\nmkdir -p "$HOME"\ncd {folder} || exit 125\n'
+    return f"{exports}{go}exec /usr/bin/env -- {shlex.join(session.command)}\n"
