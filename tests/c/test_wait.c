@@ -254,15 +254,15 @@ struct peer {
 	int fd;
 };
 
-#define EVENTS 100000u
+#define EVENTS repeated(100000)
 
 static void *driver(void *arg)
 {
 	struct peer *p = arg;
 	uint64_t one = 1;
-	uint32_t random = 1;
+	uint32_t random = 1, events = EVENTS;
 
-	for (uint32_t i = 1; i <= EVENTS; i++) {
+	for (uint32_t i = 1; i <= events; i++) {
 		/* A pause of 0..6 µs meets the waiter anywhere between its last look and its sleep. */
 		random = random * 1664525 + 1013904223;
 		for (uint32_t pause = random >> 24; pause > 0; pause--)
@@ -280,7 +280,7 @@ static void *driver(void *arg)
 static void lose_nothing(int strategy, uint32_t max_us)
 {
 	struct peer p = { .fd = eventfd(0, EFD_NONBLOCK) };
-	uint32_t shadow = 0, mailbox = 0;
+	uint32_t shadow = 0, mailbox = 0, events = EVENTS;
 	struct eventfd_poll_info w = {
 		.addr = (uintptr_t)&p.word,
 		.size = 4,
@@ -299,7 +299,7 @@ static void lose_nothing(int strategy, uint32_t max_us)
 	CHECK_EQ(wait_set_add(&ws, -1, &quiet, &mailbox, NULL), 0);
 	CHECK_EQ(wait_set_add(&ws, p.fd, &w, &ws, NULL), 0);
 	CHECK_EQ(pthread_create(&thread, NULL, driver, &p), 0);
-	while (shadow != EVENTS) {
+	while (shadow != events) {
 		uint32_t word = __atomic_load_n(&p.word, __ATOMIC_ACQUIRE);
 
 		if (word != shadow) {

@@ -115,7 +115,7 @@ static void neither_kick_nor_call_is_lost_on_any_ring(int strategy)
 
 		start("null", strategy);
 		guest_start(&g, 0, rings[r]);
-		for (int i = 0; i < 5000; i++)
+		for (unsigned i = 0; i < repeated(5000); i++)
 			ask_asleep(&g);
 		guest_stop(&g);
 		guest_free(&g);
@@ -139,7 +139,7 @@ static void no_completion_is_lost(int strategy)
 		CHECK(io_waits(blk_lane_engine(lane), waits) > 0);
 		signal.fd = waits[0].fd;
 		guest_start(&g, 0, rings[1]);
-		for (unsigned n = 0; n < 500; n++)
+		for (unsigned n = 0; n < repeated(500); n++)
 			ask_asleep(&g);
 		guest_stop(&g);
 		/* Who is woken by the AIO ring itself wants no signals (RESFD) beside that. */
