@@ -33,7 +33,7 @@ def _folder(text: str) -> Path:
     return path
 
 
-def _module(text: str) -> Path:
+def _file(text: str) -> Path:
     path = Path(_word(text)).resolve()
     if not path.is_file():
         raise argparse.ArgumentTypeError(f"{text} is no file")
@@ -61,11 +61,12 @@ def parser() -> argparse.ArgumentParser:
     parsed = argparse.ArgumentParser(prog="kernel/vm/run", description="Run a command under a test kernel.")
     add = parsed.add_argument
     add("--kernel", choices=KERNELS, default="patched", help="default: patched; built first, if it is not in the cache")
+    add("--image", type=_file, metavar="BZIMAGE", help="boot this instead, configured like patched (to try a patch)")
     add("--smp", type=int, default=2, metavar="N", help="CPUs (default 2)")
     add("--mem", default="3G", metavar="SIZE", help="memory (default 3G)")
     add("--nvme", type=_nvme, action="append", default=[], metavar="SIZE[,512|4096]", help="add an empty NVMe disk")
     add("--append", default="", metavar="WORDS", help="further words for the kernel's command line")
-    add("--module", type=_module, action="append", default=[], metavar="FILE.ko", help="insert a module first")
+    add("--module", type=_file, action="append", default=[], metavar="FILE.ko", help="insert a module first")
     add("--sysctl", type=_sysctl, action="append", default=[], metavar="KEY=VALUE", help="set before the modules")
     add("--share", type=_folder, action="append", default=[], metavar="FOLDER", help="writable, at the same path")
     add("--timeout", type=float, default=600, metavar="S", help="seconds for all of it, boot included (default 600)")
@@ -80,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser().parse_args(arguments)
     machine = Machine(
         kernel=asked.kernel,
+        image=asked.image,
         smp=asked.smp,
         memory=asked.mem,
         nvme=asked.nvme,

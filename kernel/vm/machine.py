@@ -55,6 +55,7 @@ class Machine:
 
     Args:
         kernel: one of KERNELS; built first, if need be.
+        image: a bzImage to boot instead, of a kernel configured like `patched`: for whoever works on the patches.
         smp: CPUs.
         memory: as QEMU's -m takes it.
         nvme: NVMe disks.
@@ -69,6 +70,7 @@ class Machine:
     """
 
     kernel: str = "patched"
+    image: Path | None = None
     smp: int = 2
     memory: str = "3G"
     nvme: Sequence[Nvme] = ()
@@ -108,11 +110,7 @@ def run(machine: Machine, command: Sequence[str], folder: Path, output: BinaryIO
         VmError: when the kernel does not build or boot, dies, or complains, or the command takes too long.
 
     """
-    kernel = built(machine.kernel)
-    image = kernel / ("bzImage.norecheck" if machine.kernel == "norecheck" else "bzImage")
-    if not image.exists():
-        raise VmError(f"{image} is not there: kernel/vm/break-recheck.patch makes it")
-    modules = kernel / "lib" / "modules"
+    image, modules = _image(machine)
     shares = [(f"share{number}", share) for number, share in enumerate(machine.shares)]
     session = Session(
         command=command,
@@ -122,7 +120,7 @@ def run(machine: Machine, command: Sequence[str], folder: Path, output: BinaryIO
         shares=shares,
         sysctls=machine.sysctls,
         insmod=machine.modules,
-        modules=modules if modules.exists() else None,
+        modules=modules,
     )
     with tempfile.TemporaryDirectory(prefix="kpoll-vm-") as scratch:
         work = Path(scratch)
@@ -133,6 +131,18 @@ def run(machine: Machine, command: Sequence[str], folder: Path, output: BinaryIO
         if splat is not None and not machine.allow_splat:
             raise VmError(f"the command ended with status {status}, but the kernel complained:\n{splat}")
         return status
+
+
+def _image(machine: Machine) -> tuple[Path, Path | None]:
+    """Return what to boot, and its lib/modules if it has modules."""
+    if machine.image is not None:
+        return machine.image, None
+    kernel = built(machine.kernel)
+    image = kernel / ("bzImage.norecheck" if machine.kernel == "norecheck" else "bzImage")
+    if not image.exists():
+        raise VmError(f"{image} is not there: kernel/vm/break-recheck.patch makes it")
+    modules = kernel / "lib" / "modules"
+    return image, modules if modules.exists() else None
 
 
 def _qemu(machine: Machine, image: Path, shares: Sequence[tuple[str, Path]], work: Path, console: Path) -> list[str]:
