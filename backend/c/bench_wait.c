@@ -4,9 +4,9 @@
  *
  * THEORY OF OPERATION
  *
- * The wait set has one entry, as a worker with one split virtqueue without EVENT_IDX has it (virtq_split_watch()): a
- * kick eventfd, and avail.idx compared with a shadow index, with used.flags as arm word. The waiter does what a worker
- * does between two requests, and nothing else:
+ * The wait set has two entries, as that of a worker with one split virtqueue without EVENT_IDX (virtq_split_watch()): a
+ * kick eventfd with avail.idx, which is compared with a shadow index and has used.flags as arm word; and a flag like the
+ * mailbox's. The waiter does what a worker does between two requests, and nothing else:
  *
  *	driver (the calling thread, CPU a)	waiter (CPU b)			hog (CPU b)
  *	t0 := clock				wait_set_wait()			computes
@@ -294,7 +294,13 @@ static int measure(struct stage *s)
 
 static int begin(struct stage *s)
 {
-	struct eventfd_poll_info word = {
+	const struct eventfd_poll_info mailbox = {
+		/* its doorbell is the kick, see end() */
+		.addr = (uintptr_t)&s->stop,
+		.size = sizeof(s->stop),
+		.op = EVENTFD_POLL_OP_NOT_EQUAL,
+	};
+	const struct eventfd_poll_info avail = {
 		.addr = (uintptr_t)&s->avail_idx,
 		.size = sizeof(s->avail_idx),
 		.op = EVENTFD_POLL_OP_NOT_EQUAL_PTR,
@@ -312,7 +318,9 @@ static int begin(struct stage *s)
 		return -errno;
 	rc = wait_set_init(&s->set, blind ? WAIT_OFF : (enum wait_strategy)s->cfg->strategy, s->cfg->max_us);
 	if (rc == 0)
-		rc = wait_set_add(&s->set, s->kick_fd, &word, s, NULL);
+		rc = wait_set_add(&s->set, s->kick_fd, &avail, s, NULL);
+	if (rc == 0)
+		rc = wait_set_add(&s->set, -1, &mailbox, s, NULL);
 	if (rc == 0)
 		rc = make_thread(s, &s->waiter, waiter_main);
 	if (rc == 0 && s->cfg->hog)
