@@ -30,7 +30,8 @@ class Measured:
         requests: How many were sent, each of them noticed; one where there was no traffic: the last.
         kicks: For how many of them the driver had to signal.
         seconds: How long was measured.
-        p50: Of the wake-ups, from before the driver's store until the waiter has seen it; nanoseconds.
+        p10: Of the wake-ups, from before the driver's store until the waiter has seen it; nanoseconds.
+        p50: Likewise.
         p99: Likewise.
         max: Likewise.
         waiter_ns: CPU time of the waiter.
@@ -45,6 +46,7 @@ class Measured:
     requests: int
     kicks: int
     seconds: float
+    p10: float
     p50: float
     p99: float
     max: float
@@ -63,6 +65,7 @@ class Measured:
             requests=result.requests,
             kicks=result.kicks,
             seconds=result.elapsed_ns / _NS,
+            p10=percentile(buckets, 0.1),
             p50=percentile(buckets, 0.5),
             p99=percentile(buckets, 0.99),
             max=float(result.latency_max_ns),
@@ -97,6 +100,7 @@ class Measured:
             "kicks": self.kicks,
             "seconds": round(self.seconds, 6),
             "latency_us": {
+                "p10": round(self.p10 / _US, 3),
                 "p50": round(self.p50 / _US, 3),
                 "p99": round(self.p99 / _US, 3),
                 "max": round(self.max / _US, 3),

@@ -16,7 +16,7 @@ from kpoll.kernel.probe import KernelFacts
 
 MS = 1_000_000
 MEASURED = Measured(
-    requests=1000, kicks=10, seconds=1.0, p50=2000.0, p99=9000.0, max=50_000.0, waiter_ns=20 * MS, hog_ns=0
+    requests=1000, kicks=10, seconds=1.0, p10=1000.0, p50=2000.0, p99=9000.0, max=50_000.0, waiter_ns=20 * MS, hog_ns=0
 )
 HOG = replace(MEASURED, waiter_ns=100 * MS, hog_ns=300 * MS)
 PATCHED = KernelFacts(set_poll=True, module=errno.ENOENT, eventfd_busy_poll_us=200)
@@ -77,7 +77,7 @@ def test_the_json_has_every_round_and_what_was_asked_for() -> None:
     assert found["think_us"] == 20
     assert found["missing"] == {"module": "no device"}
     [traffic] = found["strategies"]["off"]["rounds"]["traffic"]
-    assert traffic["latency_us"] == {"p50": 2.0, "p99": 9.0, "max": 50.0}
+    assert traffic["latency_us"] == {"p10": 1.0, "p50": 2.0, "p99": 9.0, "max": 50.0}
     assert traffic["waiter_cpu_seconds"] == 0.02
 
 
