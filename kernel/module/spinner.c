@@ -22,17 +22,24 @@
  *	ep_busy_loop(NO_NAPI_ID): nothing to run, ep->napi_id := 0
  *	schedule()
  *
- * Whatever ends epoll's spin without an event, epoll forgets the NAPI then, until
- * a wrapper wakes it again: by its eventfd's signal or by EVENTFD_SET_POLL.
+ * Whatever ends its spin without an event, epoll forgets the NAPI then, and would
+ * not spin again before one of our wrappers had an event for it; but a sleep may
+ * have ended by something else. So we remind it, when it sleeps: ep_poll_callback()
+ * takes the NAPI id of an item before it finds that a wake-up's key is for nothing
+ * that the item waits for, and goes on sleeping.
  */
 
+#include <linux/jiffies.h>
 #include <linux/ktime.h>
 #include <linux/minmax.h>
+#include <linux/poll.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/stat.h>
 #include <linux/slab.h>
+#include <linux/timer.h>
+#include <linux/wait.h>
 #include <net/busy_poll.h>
 
 #include "spinner.h"
@@ -47,6 +54,12 @@
 
 /* Bounds how long one look at all of them keeps bottom halves off: some 50 us. */
 #define WATCHES_MAX 1024
+
+/* At least one whole tick: by then epoll, which is about to sleep, has long forgotten. */
+#define REMIND_TICKS 2
+
+/* An event that no file has, and so nobody waits for. */
+#define REMIND_KEY poll_to_key(EPOLLMSG)
 
 /**
  * spinner_gives_way() - should a spin end, because somebody else needs this CPU?
@@ -97,6 +110,18 @@ static void spinner_end(struct spinner *s)
 	}
 }
 
+/* Have every epoll with one of our wrappers spin when it waits again, see the top of this file. */
+static void spinner_remind(struct timer_list *timer)
+{
+	struct spinner *s = from_timer(s, timer, reminder);
+	struct watch *w;
+
+	spin_lock(&s->lock);
+	list_for_each_entry(w, &s->watches, link)
+		__wake_up(&w->sk.sk_socket->wq.wait, TASK_NORMAL, 0, REMIND_KEY);
+	spin_unlock(&s->lock);
+}
+
 /*
  * Runs in the context of the task that is in epoll_wait(), with bottom halves and
  * preemption off, and never in a softirq: nobody schedules this NAPI.
@@ -105,18 +130,22 @@ static int spinner_poll(struct napi_struct *napi, int budget)
 {
 	struct spinner *s = container_of(napi, struct spinner, napi);
 	u64 now = ktime_get_ns() / NSEC_PER_USEC;
+	bool woken;
 	u32 max_us;
 
 	spin_lock(&s->lock);
 	if (!s->start_us)
 		s->start_us = now;
+	woken = spinner_look(s, &max_us);
 	/* No word of ours at all gives a max_us of 0. */
-	if (!spinner_look(s, &max_us) &&
-	    (now - s->start_us >= max_us || spinner_gives_way() || signal_pending(current)))
+	if (!woken && (now - s->start_us >= max_us || spinner_gives_way() || signal_pending(current)))
 		spinner_end(s);
-	/* The call that ends a spin. */
-	if (!test_bit(NAPI_STATE_IN_BUSY_POLL, &napi->state))
+	/* The call that ends a spin. Without a wrapper there is nobody to remind, and s may soon be gone. */
+	if (!test_bit(NAPI_STATE_IN_BUSY_POLL, &napi->state)) {
 		s->start_us = 0;
+		if (!woken && !list_empty(&s->watches))
+			mod_timer(&s->reminder, jiffies + REMIND_TICKS);
+	}
 	spin_unlock(&s->lock);
 
 	napi_complete_done(napi, 0);
@@ -137,6 +166,7 @@ struct spinner *spinner_new(void)
 	kref_init(&s->ref);
 	spin_lock_init(&s->lock);
 	INIT_LIST_HEAD(&s->watches);
+	timer_setup(&s->reminder, spinner_remind, 0);
 	init_dummy_netdev(&s->dev);
 	netif_napi_add(&s->dev, &s->napi, spinner_poll);
 	napi_enable(&s->napi);
@@ -152,6 +182,7 @@ static void spinner_free(struct kref *ref)
 	 * rcu_read_lock(). It finds an empty list, and after it nobody finds the NAPI.
 	 * Not napi_disable(), which would wait here for as long as that epoll spins.
 	 */
+	del_timer_sync(&s->reminder);
 	__netif_napi_del(&s->napi);
 	kfree_rcu(s, rcu);
 }

@@ -162,8 +162,12 @@ static void watch_show_fdinfo(struct seq_file *m, struct socket *sock)
 /* The file's last close: nobody polls any more. Drops the reference to the module, too, which watch_new() took. */
 static int watch_release(struct socket *sock)
 {
-	struct watch *w = watch_of(sock);
+	struct watch *w;
 
+	/* accept(2) makes a socket with our operations before sock_no_accept() refuses it. */
+	if (!sock->sk)
+		return 0;
+	w = watch_of(sock);
 	spinner_del(w);
 	if (w->eventfd)
 		fput(w->eventfd);
