@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
 /*
- * eventfd_poll.h - EVENTFD_SET_POLL: let poll/select/epoll on an eventfd also watch a word of memory
+ * EVENTFD_SET_POLL: let poll, select and epoll on an eventfd watch a word of memory
  *
  * The one definition of the interface: the kernel patch, the loadable module and the daemon all include this file.
  */
@@ -18,8 +18,8 @@
  * @val:      comparand; for NOT_EQUAL_PTR the address of a word of the same size to compare with
  * @mask:     the bits of the word that count; 0 means all of them
  * @flags:    EVENTFD_POLL_F_*
- * @max_us:   spin at most this many microseconds for this word; 0: as long as the administrator allows
- * @arm_addr: with F_ARM, a word of the same size that is written just before the poller really sleeps
+ * @max_us:   spin at most this many microseconds for this word; 0: as the administrator allows
+ * @arm_addr: with F_ARM, a word of the same size, written just before the poller really sleeps
  * @arm_val:  what is written there; with F_ARM_PTR the address of what is written
  */
 struct eventfd_poll_info {
