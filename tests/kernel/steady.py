@@ -1,0 +1,125 @@
+"""Run inside the test VM: the daemon under steady load, then idle, then kicked once; prints what was seen, as JSON.
+
+`python -m tests.kernel.steady STRATEGY DISK REQUESTS`. The worker has CPU 1 for itself (isolcpus=1).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.cli.harness import IN, KPOLL, Daemon, Guest
+
+QUIET_CPU = 1
+POLL_MAX_US = 1_000_000  # TCG stops a CPU for that long now and then
+IDLE_S = 2.0
+PATIENCE_S = 60.0
+
+
+def bench(sock: Path, requests: int) -> dict[str, Any]:
+    """Read at random, one request at a time, from a driver that never sleeps."""
+    words = ["--socket-path", str(sock), "--requests", str(requests), "--iodepth", "1", "--wait", "poll", "--cpu", "0"]
+    run = subprocess.run([KPOLL, "bench", "blk", *words, "--json"], stdout=subprocess.PIPE, check=True)
+    report: dict[str, Any] = json.loads(run.stdout)
+    return report
+
+
+def waits(metrics: Path) -> dict[str, int]:
+    """Return how the worker's waits ended so far: hit, gave_way, timeout, sleeps."""
+    with socket.socket(socket.AF_UNIX) as scrape:
+        scrape.connect(str(metrics))
+        scrape.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        text = b"".join(iter(lambda: scrape.recv(65536), b"")).decode()
+    found = re.findall(
+        r'^kpoll_(?:polls_total\{.*result="(\w+)"\}|(sleeps)_total\{.*\}) ([0-9.e+]+)$', text, re.MULTILINE
+    )
+    return {result or sleeps: int(float(count)) for result, sleeps, count in found}
+
+
+def most_signals(pid: int) -> int:
+    """Return the highest counter of a process's eventfds; the daemon reads those of its engines never."""
+    texts = [path.read_text() for path in Path(f"/proc/{pid}/fdinfo").iterdir()]
+    lines = [line.split() for text in texts for line in text.splitlines() if line.startswith("eventfd-count:")]
+    return max(int(count, 16) for _, count in lines)
+
+
+def leave_the_worker_alone() -> None:
+    """Move to CPU 0 what isolcpus leaves where it is: each of these that runs ends a spin, as it should."""
+    Path("/sys/devices/virtual/workqueue/cpumask").write_text("1")
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        if comm.read_text() == "rcu_sched\n":
+            os.sched_setaffinity(int(comm.parent.name), {0})
+
+
+class WorkerThread:
+    """The daemon's worker, as the scheduler sees it."""
+
+    def __init__(self, pid: int) -> None:
+        """Find it by its name."""
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        (self._task,) = (task for task in tasks if (task / "comm").read_text() == "kpoll-w0\n")
+
+    def cpu_ns(self) -> int:
+        """Return the CPU time that it has had."""
+        return int((self._task / "schedstat").read_text().split()[0])
+
+    def state(self) -> str:
+        """Return R, S, ..."""
+        return (self._task / "stat").read_text().rpartition(")")[2].split()[0]
+
+    def await_sleep(self) -> None:
+        """Return once a tenth of a second went by in which it had no CPU at all."""
+        deadline = time.monotonic() + PATIENCE_S
+        before = None
+        while (now := self.cpu_ns()) != before:
+            assert time.monotonic() < deadline, "the worker doesn't come to rest"
+            before = now
+            time.sleep(0.1)
+
+
+def idle_then_kicked(daemon: Daemon, sock: Path) -> dict[str, Any]:
+    """Leave a started queue alone, and then ask for one sector."""
+    worker = WorkerThread(daemon.pid)
+    with Guest(sock) as guest:
+        guest.request(IN, 0, length=512)
+        worker.await_sleep()
+        before, kicks = worker.cpu_ns(), guest.driver.kicks
+        time.sleep(IDLE_S)
+        idle = {"idle_cpu_ns": worker.cpu_ns() - before, "idle_state": worker.state()}
+        status, _ = guest.request(IN, 8, length=512)
+        return {**idle, "woken_status": status, "woken_kicks": guest.driver.kicks - kicks}
+
+
+def main(strategy: str, disk: str, requests: int) -> None:
+    """Show it all."""
+    leave_the_worker_alone()
+    with tempfile.TemporaryDirectory() as folder:
+        sock, metrics = Path(folder) / "s", Path(folder) / "m"
+        options = ["--engine", "aio", "--poll", strategy, "--poll-max-us", str(POLL_MAX_US), "--cpus", str(QUIET_CPU)]
+        with Daemon("blk", *options, "--blk-file", disk, "--socket-path", sock, "--metrics-socket", metrics) as daemon:
+            started = daemon.logged("started")
+            daemon.logged("listening")
+            report = bench(sock, requests)
+            seen = {
+                "poll": started["poll"],
+                "requests": report["requests"],
+                "kicks": round(report["kicks_per_io"] * report["requests"]),
+                "p50_us": report["latency_us"]["p50"],
+                **waits(metrics),
+                "most_signals": most_signals(daemon.pid),
+                **idle_then_kicked(daemon, sock),
+            }
+            seen["exit"] = daemon.stop()
+    print(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,104 @@
+"""The strategies `kernel` and `module` where they are at home: wait set, worker, and the whole daemon in the test VM."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.kernel.test_module import compiled
+from tests.kernel.vm import TOP, vm_ok
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", f"-I{TOP}"]
+SOURCES = [
+    str(path) for folder in ("kernel", "vhost", "nvme", "backend") for path in sorted((TOP / folder / "c").glob("*.c"))
+]
+PROGRAMS = [TOP / "tests" / "c" / "test_wait.c", TOP / "tests" / "c" / "test_worker.c"]
+REQUESTS = 20_000  # on null_blk: a disk that answers at once
+REAL_REQUESTS = 200  # on the NVMe disk that QEMU emulates
+# CPU 1 is the worker's. What periodic business the kernel has there would end spins, as it should.
+QUIET = ("--append", "isolcpus=1 nowatchdog", "--sysctl", "vm.stat_interval=3600")
+
+
+class Host:
+    """A VM whose kernel has one of the strategies, with polling turned on for `spin_us` microseconds."""
+
+    def __init__(self, strategy: str, kernel: str, module: Path | None) -> None:
+        """Describe it; each command boots one."""
+        self.strategy = strategy
+        self._kernel = kernel
+        self._insmod = () if module is None else ("--module", str(module))
+        self._sysctl = "fs.eventfd_busy_poll" if module is None else "net.core.busy_poll"
+
+    def run(self, script: str, *options: str, spin_us: int) -> str:
+        """Run a shell script there."""
+        poll = ("--sysctl", f"{self._sysctl}={spin_us}")
+        return vm_ok("sh", "-ec", script, kernel=self._kernel, options=(*self._insmod, *poll, *options), seconds=400)
+
+
+@pytest.fixture(scope="module", params=["kernel", "module"])
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Host:
+    """Give the patched kernel, and Debian's own with the module."""
+    if request.param == "kernel":
+        return Host("kernel", request.getfixturevalue("patched"), None)
+    stock = request.getfixturevalue("stock")
+    module, _ = compiled(stock, tmp_path_factory.mktemp("module"))
+    return Host("module", stock, module)
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the C tests of the wait set and the worker, without sanitizers: these are slow there, and run elsewhere."""
+    folder = tmp_path_factory.mktemp("programs")
+    for program in PROGRAMS:
+        binary = str(folder / program.stem)
+        subprocess.run(["gcc", *FLAGS, str(program), *SOURCES, "-luring", "-lpthread", "-o", binary], check=True)
+    return folder
+
+
+def test_the_wait_set_and_the_worker_keep_their_contracts(host: Host, programs: Path) -> None:
+    script = f"""
+        export KPOLL_TEST_STRATEGY={host.strategy} KPOLL_TEST_SHORTER=50
+        {programs}/test_wait
+        {programs}/test_worker
+    """
+    said = host.run(script, "--share", str(programs), spin_us=200)
+    print(said)
+    behaviours = sum(source.read_text().count("\tEACH(") for source in PROGRAMS)
+    assert said.splitlines().count(f"  {host.strategy}") == behaviours
+
+
+def load(host: Host, disk: str, requests: int, *options: str) -> dict[str, Any]:
+    """Drive the daemon in the VM; see steady.py."""
+    script = f"{sys.executable} -m tests.kernel.steady {host.strategy} {disk} {requests}"
+    seen: dict[str, Any] = json.loads(host.run(script, *QUIET, *options, spin_us=1_000_000).splitlines()[-1])
+    print(seen)
+    assert (seen["poll"], seen["requests"], seen["exit"]) == (host.strategy, requests, 0)
+    return seen
+
+
+def is_idle_and_woken_by_one_kick(seen: dict[str, Any]) -> bool:
+    """Say whether two seconds without requests cost no CPU at all, asleep, and the next request one kick."""
+    return (seen["idle_cpu_ns"], seen["idle_state"], seen["woken_status"], seen["woken_kicks"]) == (0, "S", 0, 1)
+
+
+def test_an_nvme_disk_is_served_asleep_when_idle_and_its_completions_signal_as_far_as_they_must(host: Host) -> None:
+    seen = load(host, "/dev/nvme0n1", REAL_REQUESTS, "--nvme", "64M")
+    assert is_idle_and_woken_by_one_kick(seen)
+    if host.strategy == "kernel":
+        assert seen["most_signals"] < 10  # the ring wakes: no RESFD at all
+    else:
+        assert seen["most_signals"] >= REAL_REQUESTS
+
+
+def test_under_steady_load_the_doorbell_stays_off_while_the_kernel_spins(patched: str) -> None:
+    seen = load(Host("kernel", patched, None), "/dev/nullb0", REQUESTS)
+    assert seen["kicks"] <= REQUESTS / 10_000
+    assert seen["hit"] >= 0.9 * REQUESTS
+    assert is_idle_and_woken_by_one_kick(seen)
