@@ -1,4 +1,4 @@
-"""The strategies `kernel` and `module` where they are at home: wait set, worker, and the whole daemon in the test VM."""
+"""The strategies `kernel` and `module` where they are at home: wait set, worker, and the whole daemon, in the VM."""
 
 from __future__ import annotations
 
