@@ -8,29 +8,22 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.kernel.test_module import compiled
 from tests.kernel.vm import SLOWER, vm_ok
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 BUDGET_US = 4000
-# CPU 1 is left to the waiter and its hog: spins end when anybody else wants it.
-MACHINE = ("--append", "isolcpus=1")
 BENCH = [sys.executable, "-c", "from kpoll.backend.cli import main; main()", "bench", "wait", "--json"]
+# isolcpus=1 leaves that CPU to the waiter and its hog: spins end when anybody else wants it.
 LOAD = ["--cpu", "1", "--driver-cpu", "0", "--rounds", "5", "--think-us", "200", "--poll-max-us", str(BUDGET_US)]
 
 pytestmark = pytest.mark.skipif(SLOWER > 1, reason="a debug kernel's checks take longer than what is compared")
-
-
-def measure(kernel: str, *options: str) -> dict[str, Any]:
-    """Measure all strategies of a VM, in one run."""
-    words = ["taskset", "-c", "0,1", *BENCH, *LOAD]
-    said = vm_ok(*words, kernel=kernel, options=(*MACHINE, *options), seconds=300)
-    print(said)
-    found: dict[str, Any] = json.loads(said[said.index("{\n") :])  # lines on the progress come first
-    strategies: dict[str, Any] = found["strategies"]
-    return strategies
 
 
 def quick_us(strategy: dict[str, Any]) -> float:
@@ -47,36 +40,48 @@ def total(strategy: dict[str, Any], situation: str, *names: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def patched_kernel(patched: str) -> dict[str, Any]:
-    return measure(patched, "--sysctl", f"fs.eventfd_busy_poll={BUDGET_US}")
+def strategies(patched: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Measure all strategies on the patched kernel, which takes the module too, in one run of the VM."""
+    module, _ = compiled(patched, tmp_path_factory.mktemp("module"))
+    sysctls = [f"fs.eventfd_busy_poll={BUDGET_US}", f"net.core.busy_poll={BUDGET_US}"]
+    options = ["--append", "isolcpus=1", "--module", str(module)]
+    for sysctl in sysctls:
+        options += ["--sysctl", sysctl]
+    said = vm_ok("taskset", "-c", "0,1", *BENCH, *LOAD, kernel=patched, options=tuple(options), seconds=300)
+    print(said)
+    found: dict[str, Any] = json.loads(said[said.index("{\n") :])  # lines on the progress come first
+    assert not found["missing"], found["missing"]
+    assert not found["notes"], found["notes"]
+    measured: dict[str, Any] = found["strategies"]
+    return measured
 
 
-def test_a_patched_kernel_has_all_strategies_but_the_module(patched_kernel: dict[str, Any]) -> None:
-    assert list(patched_kernel) == ["off", "user", "kernel", "blind"]
+@pytest.mark.parametrize("name", ["kernel", "module"])
+def test_a_kernel_that_polls_wakes_faster_than_one_that_sleeps(strategies: dict[str, Any], name: str) -> None:
+    assert quick_us(strategies[name]) <= 0.7 * quick_us(strategies["off"])
 
 
-def test_a_kernel_that_polls_wakes_faster_than_one_that_sleeps(patched_kernel: dict[str, Any]) -> None:
-    assert quick_us(patched_kernel["kernel"]) <= 0.7 * quick_us(patched_kernel["off"])
-
-
-def test_while_the_kernel_polls_the_driver_need_not_kick(patched_kernel: dict[str, Any]) -> None:
-    kernel, off = patched_kernel["kernel"], patched_kernel["off"]
+def test_while_the_patched_kernel_polls_the_driver_need_not_kick(strategies: dict[str, Any]) -> None:
+    kernel = strategies["kernel"]
     assert total(kernel, "traffic", "polls", "hit") > 0
     assert total(kernel, "traffic", "kicks") <= total(kernel, "traffic", "sleeps")
-    assert kernel["kicks_per_request"] < off["kicks_per_request"]
+    assert kernel["kicks_per_request"] < strategies["off"]["kicks_per_request"]
 
 
-def test_a_hog_on_the_pollers_cpu_keeps_its_share(patched_kernel: dict[str, Any]) -> None:
-    assert patched_kernel["kernel"]["hog_share_against_off"] >= 0.95
-    assert patched_kernel["user"]["hog_share_against_off"] >= 0.95
-    assert total(patched_kernel["kernel"], "hog", "polls", "gave_way") > 0
+@pytest.mark.parametrize("name", ["user", "module", "kernel"])
+def test_a_hog_on_the_pollers_cpu_keeps_its_share(strategies: dict[str, Any], name: str) -> None:
+    assert strategies[name]["hog_share_against_off"] >= 0.95
 
 
-def test_a_blind_spin_takes_about_half_of_it(patched_kernel: dict[str, Any]) -> None:
-    assert 0.35 <= patched_kernel["blind"]["hog_share_against_off"] <= 0.65
+def test_it_keeps_it_since_the_kernel_gives_way(strategies: dict[str, Any]) -> None:
+    assert total(strategies["kernel"], "hog", "polls", "gave_way") > 0
 
 
-@pytest.mark.parametrize("name", ["off", "user", "kernel"])
-def test_with_nothing_to_do_only_a_blind_spin_burns(patched_kernel: dict[str, Any], name: str) -> None:
-    assert patched_kernel[name]["idle_cpu"] < 0.01
-    assert patched_kernel["blind"]["idle_cpu"] > 0.9
+def test_a_blind_spin_takes_about_half_of_it(strategies: dict[str, Any]) -> None:
+    assert 0.35 <= strategies["blind"]["hog_share_against_off"] <= 0.65
+
+
+@pytest.mark.parametrize("name", ["off", "user", "module", "kernel"])
+def test_with_nothing_to_do_only_a_blind_spin_burns(strategies: dict[str, Any], name: str) -> None:
+    assert strategies[name]["idle_cpu"] < 0.01
+    assert strategies["blind"]["idle_cpu"] > 0.9
