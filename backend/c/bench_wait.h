@@ -45,7 +45,7 @@ struct bench_wait_result {
 /**
  * bench_wait_run() - Measure one strategy in one situation
  *
- * Blocks for warm-up, runtime and at most twice the stall time.
+ * Blocks for warm-up and runtime, and at most the stall time more.
  *
  * Return: 0; -EINVAL for a configuration that cannot be (CPUs that this process may not use, too); -errno of
  * wait_set_init() and wait_set_add() (the host lacks the strategy), of eventfd(2) and of making threads; -ENODATA when

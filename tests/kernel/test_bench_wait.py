@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from tests.kernel.test_module import compiled
 from tests.kernel.vm import SLOWER, vm_ok
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 BUDGET_US = 4000
 BENCH = [sys.executable, "-c", "from kpoll.backend.cli import main; main()", "bench", "wait", "--json"]
