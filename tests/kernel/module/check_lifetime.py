@@ -17,6 +17,7 @@ from pathlib import Path
 from tests.kernel.watched import (
     AND,
     DEVICE,
+    LATE,
     NONE,
     PAGE,
     POLLERR,
@@ -37,7 +38,6 @@ from tests.kernel.watched import (
 
 LONG = 20_000_000  # µs: a spin that only ends for a reason
 ATTEMPTS = 20  # a spin also ends when the kernel itself has something to do on that CPU
-LATE = 0.5  # s: how late anything may be on a busy host under emulation
 
 
 def test_memory_that_is_unmapped_is_an_error(watched: Watched) -> None:
@@ -124,7 +124,7 @@ def test_a_forked_child_that_waits_on_the_parents_epoll_does_not_spin(watched: W
 def test_after_exec_the_counter_alone_is_seen(watched: Watched, memory: Memory) -> None:
     memory.store(1)
     watched.set(memory.addr)
-    checks = f"from tests.kernel.module_checks import *; sees_the_counter_alone({watched.fd}, {watched.eventfd})"
+    checks = f"from tests.kernel.watched import *; sees_the_counter_alone({watched.fd}, {watched.eventfd})"
     subprocess.run([sys.executable, "-c", checks], pass_fds=[watched.fd, watched.eventfd], check=True)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from tests.kernel.watched import (
     DEVICE,
+    LATE,
     NONE,
     POLLIN,
     QUIET_CPU,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 LONG = 20_000_000  # µs: a spin that only ends for a reason
 ATTEMPTS = 20  # a spin also ends when the kernel itself has something to do on that CPU
-LATE = 0.5  # s: how late anything may be on a busy host under emulation
 
 
 def seen_without_a_signal(watched: Watched, waiter: Waiter, store: Callable[[int], None]) -> int:
@@ -75,7 +75,7 @@ def test_with_busy_poll_at_0_nobody_spins_and_a_store_waits_for_its_signal(
     waiting.until("asleep")
     memory.store(1)
     assert waiting.asleep()
-    assert waiting.cpu_seconds() < 0.1
+    assert waiting.cpu_seconds() < LATE
     watched.signal()
     assert waiting.events() == POLLIN
 
@@ -83,7 +83,7 @@ def test_with_busy_poll_at_0_nobody_spins_and_a_store_waits_for_its_signal(
 def test_without_a_condition_nobody_spins(watched: Watched, waiter: Waiter) -> None:
     waiting = Waiting(waiter)
     waiting.until("asleep")
-    assert waiting.cpu_seconds() < 0.1
+    assert waiting.cpu_seconds() < LATE
     watched.signal()
     assert waiting.events() == POLLIN
 
@@ -187,7 +187,7 @@ def test_epoll_sees_each_of_many_words(device: int, memory: Memory) -> None:
 def test_epoll_spins_again_after_a_sleep_that_something_else_ended(watched: Watched, memory: Memory) -> None:
     # A stock epoll forgets what it could spin for when a spin ends without an event.
     busy_poll(LONG)
-    watched.set(memory.addr, max_us=200_000)
+    watched.set(memory.addr, max_us=400_000)
     epoll = Epoll(watched.fd)
     other = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     epoll.add(other)
@@ -199,7 +199,7 @@ def test_epoll_spins_again_after_a_sleep_that_something_else_ended(watched: Watc
         os.eventfd_write(other, 1)
         assert waiting.events() == POLLIN
         os.eventfd_read(other)
-    assert spun > 1
+    assert spun >= 3
     epoll.close()
     os.close(other)
 
