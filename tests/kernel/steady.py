@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -46,16 +47,19 @@ def waits(metrics: Path) -> dict[str, int]:
 
 def most_signals(pid: int) -> int:
     """Return the highest counter of a process's eventfds; the daemon reads those of its engines never."""
-    texts = [path.read_text() for path in Path(f"/proc/{pid}/fdinfo").iterdir()]
-    lines = [line.split() for text in texts for line in text.splitlines() if line.startswith("eventfd-count:")]
-    return max(int(count, 16) for _, count in lines)
+    counts = []
+    for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the front-end's are being closed
+            counts += re.findall(r"^eventfd-count:\s*([0-9a-f]+)$", path.read_text(), re.MULTILINE)
+    return max(int(count, 16) for count in counts)
 
 
 def leave_the_worker_alone() -> None:
-    """Move to CPU 0 what isolcpus leaves where it is: each of these that runs ends a spin, as it should."""
+    """Move to CPU 0, from where it would end spins (as it should), what isolcpus leaves on CPU 1; but not us."""
+    os.sched_setaffinity(0, {0, QUIET_CPU})
     Path("/sys/devices/virtual/workqueue/cpumask").write_text("1")
     for comm in Path("/proc").glob("[0-9]*/comm"):
-        if comm.read_text() == "rcu_sched\n":
+        if comm.read_text() in ("rcu_sched\n", "rcu_preempt\n"):
             os.sched_setaffinity(int(comm.parent.name), {0})
 
 
