@@ -26,7 +26,7 @@ NS_PER_S = 1_000_000_000
 
 @dataclass(frozen=True)
 class Cost:
-    """What a process has used so far, over all of its threads."""
+    """What threads have used so far."""
 
     cpu_s: float
     sleeps: int  # how often a thread gave up the CPU to wait: once per wake-up
@@ -78,12 +78,20 @@ class Daemon:
         self.child.signal(signal.SIGTERM)
         return await self.child.wait(seconds)
 
-    def cost(self) -> Cost:
-        """Return what the process has used so far."""
-        tasks = [Path(f"/proc/{self.child.pid}/task/{task.name}") for task in _tasks(self.child.pid)]
+    def cost(self, thread: str | None = None) -> Cost:
+        """Return what the process has used so far: all of its threads, or those of one name."""
+        tasks = self._threads(thread)
         ran = sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
         sleeps = sum(_status(task, "voluntary_ctxt_switches") for task in tasks)
         return Cost(ran / NS_PER_S, sleeps)
+
+    def states(self, thread: str) -> set[str]:
+        """Return what the threads of a name are doing, as the scheduler has it: S asleep, R running ..."""
+        return {(task / "stat").read_text().rpartition(")")[2].split()[0] for task in self._threads(thread)}
+
+    def _threads(self, name: str | None) -> list[Path]:
+        tasks = list(Path(f"/proc/{self.child.pid}/task").iterdir())
+        return [task for task in tasks if name is None or (task / "comm").read_text().strip() == name]
 
 
 @asynccontextmanager
@@ -140,10 +148,6 @@ def parsed(line: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}
-
-
-def _tasks(pid: int) -> list[Path]:
-    return list(Path(f"/proc/{pid}/task").iterdir())
 
 
 def _status(task: Path, name: str) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import shlex
 import signal
 import tempfile
-import textwrap
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +17,12 @@ from typing import TYPE_CHECKING
 import click
 import trio
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from tests.vm.daemon import Daemon, Metrics, kpoll_blk, parsed
-from tests.vm.guest import Guest, qemu, qemu_command, qemu_disk
+from tests.vm.guest import Guest, qemu, qemu_command, qemu_disk, timed
 from tests.vm.image import cache_dir
+from tests.vm.stage import CheckError, Stage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,19 +35,12 @@ OPS = ("read", "write", "flush", "discard")
 INTERRUPTED = 130  # 128 + SIGINT, as a shell would report it
 
 
-class CheckError(Exception):
-    """A check of the demo did not hold."""
-
-
-@dataclass
-class Demo:
+@dataclass(kw_only=True)
+class Demo(Stage):
     """One run: where it happens, and what it has measured."""
 
-    console: Console
     folder: Path
     accel: str
-    steps: int = 0
-    checks: int = 0
     requests: dict[str, int] = field(default_factory=dict)
     seconds_in_requests: dict[str, float] = field(default_factory=dict)
     figures: dict[str, str] = field(default_factory=dict)
@@ -58,31 +50,6 @@ class Demo:
         """The disk's file."""
         return self.folder / "disk.img"
 
-    def step(self, title: str) -> None:
-        """Announce the next step."""
-        self.steps += 1
-        self.console.print(f"\n[bold cyan]{self.steps}. {title}[/]")
-
-    def show(self, command: str) -> None:
-        """Show what is run, as it could be typed."""
-        self.console.print(
-            f"[yellow]{escape(textwrap.indent(command, '     ').replace('    ', '   $', 1))}[/]",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-    def check(self, holds: bool, what: str) -> None:
-        """Tell that something held, or end the demo.
-
-        Raises:
-            CheckError: when it did not.
-
-        """
-        if not holds:
-            raise CheckError(what)
-        self.checks += 1
-        self.console.print(f"   [green]✔[/] {what}")
-
     def count(self, metrics: Metrics) -> None:
         """Add a daemon's own counters to the summary; each start of the daemon begins at 0."""
         for op in OPS:
@@ -91,26 +58,10 @@ class Demo:
             spent = metrics.total("kpoll_request_duration_seconds_sum", op=op)
             self.seconds_in_requests[op] = self.seconds_in_requests.get(op, 0) + spent
 
-    async def run(self, guest: Guest, command: str) -> str:
-        """Show a command and run it in the guest."""
-        self.show(command)
-        output = await guest.run(command)
-        for line in output.splitlines():
-            self.console.print(f"   [dim]{escape(line)}[/]", highlight=False, soft_wrap=True)
-        return output
-
 
 def allocated(path: Path) -> int:
     """Return how many bytes of a file are on the disk."""
     return path.stat().st_blocks * 512
-
-
-async def timed(guest: Guest, command: str) -> float:
-    """Run a command in the guest and return its seconds, by the guest's clock."""
-    stamp = "cut -d ' ' -f 1 /proc/uptime"
-    output = await guest.run(f"{stamp}\n{command} >/dev/null 2>&1\n{stamp}")
-    start, *_, end = (float(line) for line in output.splitlines())
-    return max(end - start, 0.01)
 
 
 async def fill(demo: Demo, guest: Guest) -> None:
@@ -233,7 +184,7 @@ async def demonstrate(console: Console, accel: str) -> int:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_on, signals, nursery.cancel_scope)
             with tempfile.TemporaryDirectory(prefix="kpoll-demo-") as folder:
-                code = await _outcome(Demo(console, Path(folder), accel))
+                code = await _outcome(Demo(console=console, folder=Path(folder), accel=accel))
             nursery.cancel_scope.cancel()
     if code == INTERRUPTED:
         console.print("\nInterrupted; everything that was started has been ended and removed.")

@@ -64,19 +64,33 @@ class Guest:
         await self.child.wait(seconds)
 
 
+async def timed(guest: Guest, command: str) -> float:
+    """Run a command in the guest and return its seconds, by the guest's clock."""
+    stamp = "cut -d ' ' -f 1 /proc/uptime"
+    output = await guest.run(f"{stamp}\n{command} >/dev/null 2>&1\n{stamp}")
+    start, *_, end = (float(line) for line in output.splitlines())
+    return max(end - start, 0.01)
+
+
 def qemu_disk(
-    socket: Path, *, queues: int = 1, packed: bool = False, event_idx: bool = True, queue_size: int = 128
+    socket: Path,
+    *,
+    name: str = "disk",
+    queues: int = 1,
+    packed: bool = False,
+    event_idx: bool = True,
+    queue_size: int = 128,
 ) -> list[str]:
-    """Return QEMU's arguments for a disk served on a vhost-user socket."""
+    """Return QEMU's arguments for a disk served on a vhost-user socket; each disk of a guest has another name."""
 
     def switch(on: bool) -> str:
         return "on" if on else "off"
 
     return [
-        *("-chardev", f"socket,id=disk,path={socket}"),
+        *("-chardev", f"socket,id={name},path={socket}"),
         "-device",
         (
-            f"vhost-user-blk-pci,chardev=disk,num-queues={queues},queue-size={queue_size},"
+            f"vhost-user-blk-pci,chardev={name},num-queues={queues},queue-size={queue_size},"
             f"packed={switch(packed)},event_idx={switch(event_idx)}"
         ),
     ]
