@@ -17,8 +17,8 @@ from tests.kernel.vm import SLOWER, vm_ok
 
 BUDGET_US = 4000
 BENCH = [sys.executable, "-c", "from kpoll.backend.cli import main; main()", "bench", "wait", "--json"]
-# isolcpus=1 leaves that CPU to the waiter and its hog: spins end when anybody else wants it. Many short rounds: some meet
-# a host that lets both CPUs run.
+# isolcpus=1 leaves that CPU to the waiter and its hog: spins end when anybody else wants it. Many short rounds, so that
+# some meet a host that lets both CPUs run.
 LOAD = ["--cpu", "1", "--driver-cpu", "0", "--rounds", "10", "--runtime", "0.25"]
 LOAD += ["--think-us", "50", "--poll-max-us", str(BUDGET_US)]
 
