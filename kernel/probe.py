@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-MODULE_DEVICE: Final = Path("/dev/eventfd_poll")  # EVENTFD_POLL_DEVICE, kernel/uapi/eventfd_poll.h
+MODULE_DEVICE: Final = Path("/dev/eventfd_poll")  # EVENTFD_POLL_DEVICE, kernel/uapi/eventfd_poll_module.h
 NET_BUSY_POLL: Final = Path("/proc/sys/net/core/busy_poll")
 EVENTFD_BUSY_POLL: Final = Path("/proc/sys/fs/eventfd_busy_poll")
 

@@ -41,6 +41,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "../uapi/eventfd_poll_module.h"
 #include "atomics.h"
 #include "wait_set.h"
 

@@ -11,7 +11,7 @@
 #include <linux/module.h>
 #include <linux/rcupdate.h>
 
-#include "../uapi/eventfd_poll.h"
+#include "../uapi/eventfd_poll_module.h"
 #include "spinner.h"
 #include "watch.h"
 

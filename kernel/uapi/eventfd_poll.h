@@ -2,7 +2,7 @@
 /*
  * EVENTFD_SET_POLL: let poll, select and epoll on an eventfd watch a word of memory
  *
- * The one definition of the interface: the kernel patch, the loadable module and the daemon all include this file.
+ * See Documentation/userspace-api/eventfd_poll.rst.
  */
 #ifndef _UAPI_LINUX_EVENTFD_POLL_H
 #define _UAPI_LINUX_EVENTFD_POLL_H
@@ -52,13 +52,5 @@ struct eventfd_poll_pair {
 #define EVENTFD_POLL_F_INDIRECT 4
 
 #define EVENTFD_SET_POLL _IOW(0xED, 0x00, struct eventfd_poll_info)
-
-/*
- * A module can't add an ioctl to eventfds. Its device makes a wrapper instead: the argument is an eventfd (by value),
- * the result a new close-on-exec descriptor that is readable when the eventfd is or the condition holds, and that takes
- * EVENTFD_SET_POLL. What a module can't do (F_ARM) it refuses with EINVAL.
- */
-#define EVENTFD_POLL_DEVICE "/dev/eventfd_poll"
-#define EVENTFD_POLL_WRAP _IO(0xED, 0x01)
 
 #endif
