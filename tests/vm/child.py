@@ -13,6 +13,7 @@ import trio
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from pathlib import Path
 
 
 class ChildError(AssertionError):
@@ -98,6 +99,7 @@ async def running(
     tee: IO[bytes] | None = None,
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
+    cwd: Path | None = None,
 ) -> AsyncIterator[Child]:
     """Run a command for the length of the block; kill it and all of its descendants at the end.
 
@@ -107,6 +109,7 @@ async def running(
         tee: also receives everything that the process says, as it is read.
         env: the environment, else ours.
         pass_fds: descriptors that the process inherits under the same numbers.
+        cwd: where it starts, else where we are.
 
     """
     process = await trio.lowlevel.open_process(
@@ -117,6 +120,7 @@ async def running(
         start_new_session=True,  # a group of its own: Ctrl-C reaches us alone, and we can end all of it
         env=env,
         pass_fds=pass_fds,
+        cwd=cwd,
     )
     child = Child(name, process, tee)
     try:

@@ -1,17 +1,15 @@
 """`make demo`: an unmodified QEMU makes, fills, trims and keeps a disk that kpoll serves, before your eyes.
 
-Everything that it starts and writes is gone at its end, also after Ctrl-C, except kpoll's log. It exits 0 only if
-every check held.
+Its last act takes place in the test VM, whose kernel polls for kpoll (tests/kernel/demo_kernel.py), if that kernel has
+been built. Everything that it starts and writes is gone at its end, also after Ctrl-C, except kpoll's log. It exits 0
+only if every check held.
 """
 
 from __future__ import annotations
 
 import shlex
-import signal
-import tempfile
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -19,20 +17,20 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
+from tests.kernel import demo_kernel
 from tests.vm.daemon import Daemon, Metrics, kpoll_blk, parsed
 from tests.vm.guest import Guest, qemu, qemu_command, qemu_disk, timed
 from tests.vm.image import cache_dir
-from tests.vm.stage import CheckError, Stage
+from tests.vm.stage import Stage, on_stage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from pathlib import Path
 
 MIB = 1 << 20
 IMAGE_MIB = 1024
 FILES = 8
 FILE_MIB = 8
 OPS = ("read", "write", "flush", "discard")
-INTERRUPTED = 130  # 128 + SIGINT, as a shell would report it
 
 
 @dataclass(kw_only=True)
@@ -43,7 +41,6 @@ class Demo(Stage):
     accel: str
     requests: dict[str, int] = field(default_factory=dict)
     seconds_in_requests: dict[str, float] = field(default_factory=dict)
-    figures: dict[str, str] = field(default_factory=dict)
 
     @property
     def image(self) -> Path:
@@ -179,37 +176,22 @@ def summary(demo: Demo, log: Path, seconds: float) -> Table:
 
 async def demonstrate(console: Console, accel: str) -> int:
     """Run the demo until its end or a signal; return the exit code."""
-    code = INTERRUPTED
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_on, signals, nursery.cancel_scope)
-            with tempfile.TemporaryDirectory(prefix="kpoll-demo-") as folder:
-                code = await _outcome(Demo(console=console, folder=Path(folder), accel=accel))
-            nursery.cancel_scope.cancel()
-    if code == INTERRUPTED:
-        console.print("\nInterrupted; everything that was started has been ended and removed.")
-    return code
-
-
-async def _outcome(demo: Demo) -> int:
     log = cache_dir() / "demo" / "kpoll.log"
     log.parent.mkdir(exist_ok=True)
     log.unlink(missing_ok=True)
-    start = time.monotonic()
-    try:
+
+    async def play(folder: Path) -> None:
+        demo = Demo(console=console, folder=folder, accel=accel)
+        start = time.monotonic()
         await scenario(demo, log)
-    except (CheckError, AssertionError, OSError) as failure:
-        demo.console.print(f"\n[bold red]✘ {type(failure).__name__}[/]")
-        demo.console.print(f"{failure}\nkpoll's log: {log}", markup=False)
-        return 1
-    demo.console.print()
-    demo.console.print(summary(demo, log, time.monotonic() - start))
-    return 0
+        if demo_kernel.kernel_is_there():
+            await demo_kernel.act(demo, folder)
+        else:
+            console.print("\n[dim]There is one more act, for which a kernel must be built: make demo-kernel[/]")
+        console.print()
+        console.print(summary(demo, log, time.monotonic() - start))
 
-
-async def _cancel_on(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    async for _ in signals:
-        scope.cancel()
+    return await on_stage(console, play, f"kpoll's log: {log}")
 
 
 @click.command()

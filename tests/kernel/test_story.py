@@ -1,0 +1,42 @@
+"""The whole story: an NVMe disk, a kernel that polls, kpoll, an unmodified QEMU with KVM, and a guest that verifies."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.kernel.story import READS, vm_command, vm_options
+from tests.kernel.test_module import compiled
+from tests.kernel.vm import vm_ok
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def told(poll: str, kernel: str, *options: str) -> dict[str, Any]:
+    """Tell the story in a VM, see that every check held, and return what was counted."""
+    said = vm_ok(*vm_command(poll), kernel=kernel, options=(*vm_options(poll), *options), seconds=300)
+    print(said)
+    counted: dict[str, Any] = json.loads(said.splitlines()[-1])
+    assert counted["counts"][poll]["requests"] >= READS
+    assert counted["woken_by_kicks"] == 1
+    return counted
+
+
+def test_a_guest_on_a_patched_kernel_keeps_its_data_and_need_not_ring(patched: str) -> None:
+    counts = told("kernel", patched)["counts"]
+    assert counts["kernel"]["kicks"] < counts["off"]["kicks"]
+    assert counts["kernel"]["sleeps"] < counts["off"]["sleeps"]
+
+
+@pytest.fixture(scope="module")
+def module(stock: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the module, compiled for Debian's kernel."""
+    return compiled(stock, tmp_path_factory.mktemp("module"))[0]
+
+
+def test_a_guest_on_debians_kernel_with_the_module_keeps_its_data(stock: str, module: Path) -> None:
+    counts = told("module", stock, "--module", str(module))["counts"]
+    assert counts["module"]["sleeps"] < counts["off"]["sleeps"]
