@@ -103,7 +103,8 @@ def qemu_command(devices: list[str], *, cpus: int = 1, accel: str = "tcg") -> li
         "qemu-system-x86_64",
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"),
         *("-machine", f"q35,accel={accel},memory-backend=mem"),
-        *("-cpu", "max" if accel == "tcg" else "host"),
+        # KVM inside TCG was seen to take a guest's TSC deadline for one that is minutes away: its sleeps did not end.
+        *("-cpu", "max" if accel == "tcg" else "host,tsc-deadline=off"),
         *("-smp", str(cpus), "-m", MEMORY),
         *("-object", f"memory-backend-memfd,id=mem,size={MEMORY},share=on"),
         *("-kernel", str(boot.kernel), "-initrd", str(boot.initramfs)),
