@@ -17,7 +17,7 @@ ACCEL ?= tcg
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo check check-kernel check-kernel-debug lint fmt bench fuzz clean
+.PHONY: help build demo demo-kernel check check-kernel check-kernel-debug lint fmt bench fuzz clean
 
 help: ## Show what each command does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,11 @@ $(TOOLS): pyproject.toml $(BUILT)
 demo: build ## Show kpoll at work: a guest makes, fills, trims and keeps a disk (ACCEL=kvm to use KVM)
 	@.ci/setup vm
 	@$(BIN)/python -m tests.vm.demo --accel $(ACCEL)
+
+demo-kernel: build ## The demo's last act alone, where the kernel polls for kpoll (first builds that kernel: 7 minutes)
+	@.ci/setup kernel
+	@kernel/vm/build patched >/dev/null
+	@$(BIN)/python -m tests.kernel.demo_kernel
 
 check: lint ## Lint, types and all tests: what CI runs
 	$(BIN)/pytest -rs --durations=8 $(PYTEST_ARGS)

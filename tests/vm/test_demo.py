@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from trio.testing import trio_test
 
+from tests.kernel.demo_kernel import kernel_is_there
 from tests.vm.child import Child, running
 
 DEMO = [sys.executable, "-m", "tests.vm.demo"]
@@ -43,7 +44,10 @@ async def test_every_check_of_the_demo_holds_and_it_cleans_up() -> None:
     """Exit code 0, and neither processes nor files are left."""
     async with running("the demo", DEMO) as demo:
         folder = await folder_of(demo)
-        assert await demo.wait(seconds=300) == 0
+        assert await demo.wait(seconds=600) == 0
+        said = "\n".join(demo.lines)
+        assert ("the doorbell is off while the kernel looks" in said) is kernel_is_there()
+        assert ("make demo-kernel" in said) is not kernel_is_there()
         assert not folder.exists()
         assert processes_with(folder) == []
 
