@@ -25,7 +25,7 @@ BUILD = Path(__file__).resolve().with_name("build")
 # mitigate against, and TCG pays for each. panic=-1 with QEMU's -no-reboot: a panic ends QEMU. loglevel=5: warnings and
 # worse, which is all that a splat consists of; more would cost a second of emulated serial line. no_timer_check: on a
 # busy host the IO-APIC's timer is late for its check, and the kernel panics.
-APPEND = "console=ttyS0 loglevel=5 panic=-1 oops=panic tsc=reliable no_timer_check mitigations=off random.trust_cpu=on audit=0"
+APPEND = "console=ttyS0 loglevel=5 panic=-1 oops=panic tsc=reliable no_timer_check mitigations=off random.trust_cpu=on"
 
 
 class VmError(Exception):
