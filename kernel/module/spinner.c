@@ -22,11 +22,12 @@
  *	ep_busy_loop(NO_NAPI_ID): nothing to run, ep->napi_id := 0
  *	schedule()
  *
- * Whatever ends its spin without an event, epoll forgets the NAPI then, and would
- * not spin again before one of our wrappers had an event for it; but a sleep may
- * have ended by something else. So we remind it, when it sleeps: ep_poll_callback()
- * takes the NAPI id of an item before it finds that a wake-up's key is for nothing
- * that the item waits for, and goes on sleeping.
+ * Whatever ends its spin like that, epoll forgets the NAPI then, and would not spin
+ * again before one of our wrappers had an event for it; but a sleep may have ended
+ * by something else. So we remind it, when it sleeps: ep_poll_callback() takes the
+ * NAPI id of an item before it finds that a wake-up's key is for nothing that the
+ * item waits for, and goes on sleeping. We do so after each spin, as we can't know
+ * whether it found an event: a word that holds may be another epoll's.
  */
 
 #include <linux/jiffies.h>
@@ -72,20 +73,19 @@ bool spinner_gives_way(void)
 	return need_resched() || !single_task_running();
 }
 
-/* Look at all words of this address space, and wake who waits for those that hold. Returns whether any was woken. */
-static bool spinner_look(struct spinner *s, u32 *max_us)
+/* Look at all words of this address space, and wake who waits for those that hold. Returns their max_us. */
+static u32 spinner_look(struct spinner *s)
 {
 	struct condition c;
 	struct watch *w;
-	bool woken = false;
+	u32 max_us = 0;
 	u64 missing;
 	int holds;
 
-	*max_us = 0;
 	list_for_each_entry(w, &s->watches, link) {
 		if (!watch_condition(w, &c))
 			continue;
-		*max_us = max(*max_us, c.info.max_us ?: U32_MAX);
+		max_us = max(max_us, c.info.max_us ?: U32_MAX);
 		holds = condition_look(&c, &missing);
 		if (!holds)
 			continue;
@@ -93,9 +93,8 @@ static bool spinner_look(struct spinner *s, u32 *max_us)
 		if (holds > 0)
 			WRITE_ONCE(w->hit, true);
 		watch_wake(w);
-		woken = true;
 	}
-	return woken;
+	return max_us;
 }
 
 /* End the spin of every epoll that runs this NAPI, see the top of this file. */
@@ -130,20 +129,23 @@ static int spinner_poll(struct napi_struct *napi, int budget)
 {
 	struct spinner *s = container_of(napi, struct spinner, napi);
 	u64 now = ktime_get_ns() / NSEC_PER_USEC;
-	bool woken;
 	u32 max_us;
 
 	spin_lock(&s->lock);
 	if (!s->start_us)
 		s->start_us = now;
-	woken = spinner_look(s, &max_us);
-	/* No word of ours at all gives a max_us of 0. */
-	if (!woken && (now - s->start_us >= max_us || spinner_gives_way() || signal_pending(current)))
+	max_us = spinner_look(s);
+	/*
+	 * Also when a word holds: it may be another epoll's, or nobody's, and then
+	 * ends no spin. After the look, because epoll remembers the last id that it
+	 * was woken with. No word of ours at all gives a max_us of 0.
+	 */
+	if (now - s->start_us >= max_us || spinner_gives_way() || signal_pending(current))
 		spinner_end(s);
 	/* The call that ends a spin. Without a wrapper there is nobody to remind, and s may soon be gone. */
 	if (!test_bit(NAPI_STATE_IN_BUSY_POLL, &napi->state)) {
 		s->start_us = 0;
-		if (!woken && !list_empty(&s->watches))
+		if (!list_empty(&s->watches))
 			mod_timer(&s->reminder, jiffies + REMIND_TICKS);
 	}
 	spin_unlock(&s->lock);
