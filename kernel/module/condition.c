@@ -74,7 +74,8 @@ static int read_word(u64 addr, u32 size, u64 *word, u64 *missing)
 static int info_holds(const struct eventfd_poll_info *info, u64 *missing)
 {
 	u64 addr = info->addr, val = info->val, word = 0;
-	u64 mask = info->mask ?: U64_MAX;
+	/* All bits of the word: whose val is -1 may mean the word's -1. */
+	u64 mask = info->mask ?: U64_MAX >> (64 - info->size * BITS_PER_BYTE);
 	int error;
 
 	if (info->flags & EVENTFD_POLL_F_INDIRECT) {

@@ -197,6 +197,18 @@ def test_a_word_is_as_wide_as_its_size(watched: Watched, memory: Memory, size: i
     assert now(watched.fd) == POLLIN
 
 
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_a_val_of_minus_1_is_the_words_minus_1(watched: Watched, memory: Memory, size: int) -> None:
+    minus_1 = (1 << 64) - 1
+    memory.store((1 << 8 * size) - 1, size=size)
+    watched.set(memory.addr, EQUAL, minus_1, size=size)
+    assert now(watched.fd) == POLLIN
+    watched.set(memory.addr, NOT_EQUAL, minus_1, size=size)
+    assert now(watched.fd) == 0
+    memory.store(1, size=size)
+    assert now(watched.fd) == POLLIN
+
+
 def test_not_equal_ptr_compares_two_words_that_both_change(watched: Watched, memory: Memory) -> None:
     watched.set(memory.addr, NOT_EQUAL_PTR, memory.addr + 64, size=2)
     assert now(watched.fd) == 0
