@@ -135,7 +135,7 @@ def _complaint(name: str, situation: str, error: int) -> KpollError:
         case errno.ETIMEDOUT:
             return KpollError(f"{name}, {situation}: a wake-up was lost: a request wasn't seen for {_STALL:.0f} s")
         case errno.ENODATA:
-            return KpollError("this kernel doesn't tell CPU times: /proc/self/task/TID/schedstat is missing or 0")
+            return KpollError("this kernel doesn't tell CPU times: /proc/self/task/TID/schedstat is missing")
     return KpollError(f"{name}, {situation}: {os.strerror(error)}")
 
 

@@ -152,7 +152,7 @@ static int cpu_ns(pid_t tid, uint64_t *ns)
 	n = fscanf(file, "%llu", &ran);
 	fclose(file);
 	*ns = ran;
-	return n == 1 && ran > 0 ? 0 : -ENODATA; /* a thread that runs has run: a kernel that doesn't count says 0 */
+	return n == 1 ? 0 : -ENODATA; /* 0 is a thread that has yet to get its CPU */
 }
 
 static int take(struct stage *s, struct reading *r)
