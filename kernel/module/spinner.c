@@ -53,8 +53,12 @@
 /* Ids are given out from below; this one would be the four billionth. */
 #define NO_NAPI_ID UINT_MAX
 
-/* Bounds how long one look at all of them keeps bottom halves off: some 50 us. */
-#define WATCHES_MAX 1024
+/*
+ * Bounds how long one look at all of them keeps bottom halves and preemption off:
+ * below half a millisecond where none of the pages is there, which is the worst,
+ * as each takes an exception.
+ */
+#define WATCHES_MAX 256
 
 /* At least one whole tick: by then epoll, which is about to sleep, has long forgotten. */
 #define REMIND_TICKS 2
