@@ -107,6 +107,22 @@ def test_max_us_ends_a_spin_before_busy_poll_does(watched: Watched, waiter: Wait
     assert waiting.events() == POLLIN
 
 
+def test_a_word_that_holds_for_nobody_here_keeps_no_spin_going(device: int, watched: Watched, memory: Memory) -> None:
+    busy_poll(LONG)
+    foreign = Watched(device)
+    memory.store(1, offset=8)
+    foreign.set(memory.addr + 8, max_us=50_000)
+    watched.set(memory.addr, max_us=50_000)
+    epoll = Epoll(watched.fd)
+    waiting = Waiting(epoll)
+    waiting.until("asleep")
+    assert waiting.cpu_seconds() < 0.05 + LATE
+    watched.signal()
+    assert waiting.events() == POLLIN
+    epoll.close()
+    foreign.close()
+
+
 def test_a_timeout_is_at_most_busy_poll_late_and_never_early(watched: Watched, waiter: Waiter, memory: Memory) -> None:
     watched.set(memory.addr)
     for spin in (0, 0.3):
