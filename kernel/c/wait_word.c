@@ -24,17 +24,21 @@ static uint64_t load_word(uint64_t addr, uint32_t size)
 	}
 }
 
+/* All the bits of a word of @size bytes, 1..8. */
+static uint64_t size_mask(uint32_t size)
+{
+	return UINT64_MAX >> (64 - size * 8);
+}
+
 int wait_word_check(const struct eventfd_poll_info *w)
 {
-	uint64_t size_mask = w->size == 8 ? UINT64_MAX : (1ull << (w->size * 8 % 64)) - 1;
-
 	if (w->size != 1 && w->size != 2 && w->size != 4 && w->size != 8)
 		return -EINVAL;
 	if (w->op < EVENTFD_POLL_OP_EQUAL || w->op > EVENTFD_POLL_OP_NOT_EQUAL_PTR)
 		return -EINVAL;
 	if (w->flags & ~(EVENTFD_POLL_F_ARM | EVENTFD_POLL_F_ARM_PTR | EVENTFD_POLL_F_INDIRECT))
 		return -EINVAL;
-	if (w->addr % (w->flags & EVENTFD_POLL_F_INDIRECT ? 8 : w->size) || w->mask & ~size_mask)
+	if (w->addr % (w->flags & EVENTFD_POLL_F_INDIRECT ? 8 : w->size) || w->mask & ~size_mask(w->size))
 		return -EINVAL;
 	if (w->op == EVENTFD_POLL_OP_NOT_EQUAL_PTR && w->val % w->size)
 		return -EINVAL;
@@ -47,7 +51,8 @@ int wait_word_check(const struct eventfd_poll_info *w)
 
 bool wait_word_true(const struct eventfd_poll_info *w)
 {
-	uint64_t addr = w->addr, val = w->val, word, mask = w->mask ? w->mask : UINT64_MAX;
+	/* A mask of 0 is all of the word's bits, not of the comparand's: -1 in val is a word of ones, whatever its size. */
+	uint64_t addr = w->addr, val = w->val, word, mask = w->mask ? w->mask : size_mask(w->size);
 
 	if (w->flags & EVENTFD_POLL_F_INDIRECT) {
 		const struct eventfd_poll_pair *pair = (const struct eventfd_poll_pair *)(uintptr_t)addr;

@@ -34,6 +34,20 @@ static void each_operator_means_what_the_contract_says(void)
 	CHECK(!holds(6, EVENTFD_POLL_OP_NAND, 4, 0));
 }
 
+static void without_a_mask_the_bits_that_count_are_those_of_the_words_size(void)
+{
+	uint64_t ones = UINT64_MAX;
+	struct eventfd_poll_info w = { .addr = (uintptr_t)&ones, .op = EVENTFD_POLL_OP_EQUAL, .val = UINT64_MAX };
+
+	for (w.size = 1; w.size <= 8; w.size *= 2) {
+		CHECK_EQ(wait_word_check(&w), 0);
+		CHECK(wait_word_true(&w));
+		w.op = EVENTFD_POLL_OP_NOT_EQUAL;
+		CHECK(!wait_word_true(&w));
+		w.op = EVENTFD_POLL_OP_EQUAL;
+	}
+}
+
 static void a_word_is_compared_with_another_word(void)
 {
 	uint16_t idx = 3, shadow = 3;
@@ -331,6 +345,7 @@ int main(void)
 {
 	alarm(240); /* a lost wake-up ends here instead of hanging */
 	RUN(each_operator_means_what_the_contract_says);
+	RUN(without_a_mask_the_bits_that_count_are_those_of_the_words_size);
 	RUN(a_word_is_compared_with_another_word);
 	RUN(an_indirect_word_is_followed_each_time);
 	RUN(malformed_words_are_refused);
