@@ -218,6 +218,19 @@ static void a_base_outside_the_ring_is_refused(void)
 	CHECK_EQ(virtq_init(&g.q, &cfg, g.table), 0);
 }
 
+static void a_device_event_inside_what_the_driver_writes_is_refused(void)
+{
+	struct virtq_config cfg = { .size = 8, .features = PACKED, .base = 0x80008000u, .call_fd = -1, .err_fd = -1 };
+
+	cfg.desc_uva = GUEST_UVA + DESC_GPA;
+	cfg.avail_uva = cfg.used_uva = GUEST_UVA + AVAIL_GPA;
+	CHECK_EQ(virtq_init(&g.q, &cfg, g.table), -EINVAL);
+	cfg.used_uva = cfg.desc_uva + 8 * 16 - 4;
+	CHECK_EQ(virtq_init(&g.q, &cfg, g.table), -EINVAL);
+	cfg.used_uva = cfg.desc_uva + 8 * 16;
+	CHECK_EQ(virtq_init(&g.q, &cfg, g.table), 0);
+}
+
 /* User-mode Linux starts packed rings with a base of 0, as if they were split: without a lap behind it, that's lap one. */
 static void a_base_of_zero_on_a_new_ring_means_its_first_lap(void)
 {
@@ -254,6 +267,7 @@ int main(void)
 	RUN(the_driver_decides_whether_it_is_called);
 	RUN(kicks_are_turned_off_in_the_device_event_flags);
 	RUN(a_base_outside_the_ring_is_refused);
+	RUN(a_device_event_inside_what_the_driver_writes_is_refused);
 	RUN(a_base_of_zero_on_a_new_ring_means_its_first_lap);
 	guest_free(&g);
 	return 0;

@@ -312,6 +312,20 @@ static void rings_that_cannot_be_are_refused(void)
 	CHECK_EQ(init_with(32768, GUEST_UVA + 2 * MIB, a, GUEST_UVA + 16 * MIB), 0);
 }
 
+/* Were used.flags avail.idx as well, arming the doorbell would look like a request, for ever. */
+static void a_used_ring_inside_what_the_device_reads_is_refused(void)
+{
+	const uint64_t d = GUEST_UVA + DESC_GPA, a = GUEST_UVA + AVAIL_GPA, u = GUEST_UVA + USED_GPA;
+	const uint64_t used_len = 4 + 8 * 8, desc_len = 8 * 16;
+
+	CHECK_EQ(init_with(8, d, u - 2, u), -EINVAL);
+	CHECK_EQ(init_with(8, d, u, u), -EINVAL);
+	CHECK_EQ(init_with(8, d, u + used_len - 2, u), -EINVAL);
+	CHECK_EQ(init_with(8, d, u + used_len, u), 0);
+	CHECK_EQ(init_with(8, u - desc_len + 16, a, u), -EINVAL);
+	CHECK_EQ(init_with(8, u - desc_len, a, u), 0);
+}
+
 static bool called_after_publish(void)
 {
 	uint64_t before = g.q.calls;
@@ -399,6 +413,7 @@ int main(void)
 	RUN(fault_indirect_table_outside_memory);
 	RUN(a_fault_signals_the_err_fd_once);
 	RUN(rings_that_cannot_be_are_refused);
+	RUN(a_used_ring_inside_what_the_device_reads_is_refused);
 	RUN(the_driver_decides_whether_it_is_called);
 	RUN(with_event_idx_it_is_called_at_the_used_entry_it_names);
 	RUN(kicks_are_off_while_polling_and_armed_before_a_sleep);

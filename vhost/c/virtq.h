@@ -96,7 +96,7 @@ struct virtq {
  * virtq_init() - Bind a virtqueue to its rings
  * @mem:	Sealed table; must outlive the binding
  *
- * Return: 0; -EINVAL for a bad size or misaligned ring; -EFAULT when a ring lies outside guest memory
+ * Return: 0; -EINVAL for a bad size, or rings misaligned or overlapping; -EFAULT when a ring lies outside guest memory
  */
 int virtq_init(struct virtq *q, const struct virtq_config *cfg, const struct mem_table *mem);
 

@@ -27,18 +27,27 @@ static uint16_t *avail_event(struct virtq *q)
 int virtq_split_init(struct virtq *q, const struct virtq_config *cfg, const struct mem_table *mem)
 {
 	uint64_t event = q->event_idx ? sizeof(uint16_t) : 0;
+	uint64_t desc_len = q->size * sizeof(struct vring_desc);
+	uint64_t avail_len = sizeof(struct vring_avail) + q->size * sizeof(uint16_t) + event;
+	uint64_t used_len = sizeof(struct vring_used) + q->size * sizeof(struct vring_used_elem) + event;
 
 	/* §2.7: a power of two, and the alignments of the three parts */
 	if (q->size & (q->size - 1) || cfg->desc_uva % 16 || cfg->avail_uva % 2 || cfg->used_uva % 4)
 		return -EINVAL;
-	q->desc = mem_uva(mem, cfg->desc_uva, q->size * sizeof(struct vring_desc));
-	q->avail = mem_uva(mem, cfg->avail_uva, sizeof(struct vring_avail) + q->size * sizeof(uint16_t) + event);
-	q->used = mem_uva(mem, cfg->used_uva,
-			  sizeof(struct vring_used) + q->size * sizeof(struct vring_used_elem) + event);
+	q->desc = mem_uva(mem, cfg->desc_uva, desc_len);
+	q->avail = mem_uva(mem, cfg->avail_uva, avail_len);
+	q->used = mem_uva(mem, cfg->used_uva, used_len);
 	if (!q->desc || !q->avail || !q->used)
 		return -EFAULT;
 	/* The front-end's addresses being aligned doesn't make ours so: a region may start anywhere in a page. */
 	if ((uintptr_t)q->desc % 16 || (uintptr_t)q->avail % 2 || (uintptr_t)q->used % 4)
+		return -EINVAL;
+	/*
+	 * What we write must be apart from what we read (§2.7: separate areas). Were used.flags avail.idx as well, turning
+	 * the doorbell on would look like a new request, and no worker that has such a queue would ever sleep again.
+	 */
+	if (virtq_overlap(q->used, used_len, q->avail, avail_len) ||
+	    virtq_overlap(q->used, used_len, q->desc, desc_len))
 		return -EINVAL;
 	q->avail_idx = q->avail_seen = (uint16_t)cfg->base;
 	/* Where a predecessor stopped publishing, which is what the driver believes. */
