@@ -56,6 +56,7 @@ struct wait_set {
 	struct pollfd *fds; /* what ppoll(2) gets */
 	int module_fd;
 	unsigned lenders;   /* words whose arm word is `armed` */
+	unsigned lost;      /* words that the kernel no longer watches */
 	uint64_t armed;     /* written by the kernel just before it sleeps; the set must not move */
 	uint64_t budget_ns; /* of the kernel's spins, as far as we know */
 };

@@ -29,10 +29,13 @@
  *	ppoll: registers the waiter		full barrier
  *	ppoll: reads word: old -> spins, sleeps	reads arm word: on -> signals, which ends the spin or the sleep
  *
+ * A word that the kernel lost (see watch_again()) is armed and looked at here before each ppoll, like WAIT_OFF's.
+ *
  * Why ppoll and not one epoll for everything: epoll busy-polls the queue of one socket only, ppoll of all of them.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -48,20 +51,24 @@
 /* fds[0] is the epoll descriptor, fds[1 + i] the eventfd of entry i's word, or -1, which ppoll passes over. */
 #define AT(i) (1 + (i))
 
+/* Return: what a sysctl says, or as much as can be: net.core.busy_poll isn't to be seen outside the initial namespace */
 static uint64_t read_us(const char *path)
 {
 	FILE *file = fopen(path, "re");
-	unsigned long us = 0;
+	uint32_t us = UINT32_MAX;
 
 	if (!file)
-		return 0;
-	if (fscanf(file, "%lu", &us) != 1)
-		us = 0;
+		return us;
+	if (fscanf(file, "%" SCNu32, &us) != 1)
+		us = UINT32_MAX;
 	fclose(file);
 	return us;
 }
 
-/* How long the kernel spins for us, as its administrator has it now: only to tell, in statistics, how a spin ended. */
+/*
+ * How long the kernel spins for us, as its administrator has it now: only to tell, in statistics, how a spin ended. Not
+ * known, it is as long as we ask for; 0 would say that polling is off.
+ */
 static uint64_t budget_ns(const struct wait_set *ws)
 {
 	uint64_t net = read_us("/proc/sys/net/core/busy_poll") * 1000;
@@ -73,9 +80,11 @@ static uint64_t budget_ns(const struct wait_set *ws)
 
 int wait_kernel_init(struct wait_set *ws)
 {
+	int rc = wait_kernel_grow(ws, 0); /* ppoll wants fds[0] even where no entry ever comes */
+
 	ws->budget_ns = budget_ns(ws);
-	if (ws->strategy == WAIT_KERNEL)
-		return 0;
+	if (rc < 0 || ws->strategy == WAIT_KERNEL)
+		return rc;
 	/* Now, and not at the first word: the sandbox closes in between. */
 	ws->module_fd = open(EVENTFD_POLL_DEVICE, O_RDWR | O_CLOEXEC);
 	return ws->module_fd < 0 ? -errno : 0;
@@ -173,8 +182,10 @@ void wait_kernel_del(struct wait_set *ws, unsigned at)
 {
 	struct pollfd *word = &ws->fds[AT(at)];
 
-	if (word->fd < 0)
+	if (word->fd < 0) {
+		ws->lost -= ws->entries[at].has_word;
 		return;
+	}
 	close(word->fd);
 	word->fd = -1;
 	ws->lenders -= lends(ws, &ws->entries[at].word);
@@ -209,6 +220,22 @@ bool wait_set_word_wakes(const struct wait_set *ws, uint64_t addr)
 }
 
 /*
+ * A front-end may truncate its memory and grow it again before we touch it: nothing is broken then, yet an arm word that
+ * couldn't be written once makes the kernel report POLLERR until it is given the condition anew. Where it doesn't take
+ * that either (truncated again, most likely), it must not be asked any more, or each ppoll would return at once, for
+ * ever: the word is lost to it, and armed and looked at by us from now on.
+ */
+static void watch_again(struct wait_set *ws, unsigned at)
+{
+	struct eventfd_poll_info info = condition(ws, &ws->entries[at].word);
+
+	if (ioctl(ws->fds[AT(at)].fd, EVENTFD_SET_POLL, &info) == 0)
+		return;
+	wait_kernel_del(ws, at);
+	ws->lost++;
+}
+
+/*
  * POLLERR: the kernel can't reach a word or its arm word, most likely guest memory that the front-end truncated. Touch
  * both, so that our own fault handler learns of it (vhost/c/mem.c) and the queue breaks; or we would be back here at
  * once, for ever. Return: whether there was one
@@ -223,6 +250,7 @@ static bool touch_unreachable(struct wait_set *ws)
 		any = true;
 		wait_word_true(&ws->entries[i].word);
 		wait_word_arm(&ws->entries[i].word);
+		watch_again(ws, i);
 	}
 	return any;
 }
@@ -263,8 +291,10 @@ enum wait_result wait_kernel_wait(struct wait_set *ws, int64_t timeout_ns)
 		count_add(&ws->stats.hits, 1);
 		return WAIT_HIT;
 	}
-	if (ws->strategy == WAIT_MODULE) {
+	if (ws->strategy == WAIT_MODULE || ws->lost > 0) {
 		wait_arm_all(ws);
+		if (ws->lost > 0 && wait_any_word(ws)) /* nobody else takes the second look at these */
+			return WAIT_ARMED;
 		count_add(&ws->stats.sleeps, 1);
 		wait_in_kernel(ws, timeout_ns, &armed);
 		return WAIT_ARMED;

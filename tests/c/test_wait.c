@@ -2,16 +2,20 @@
 /* test_wait.c - the wait set: conditions, arming, and that no store or signal is missed */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "check.h"
 #include "kernel/c/atomics.h"
 #include "kernel/c/wait.h"
 #include "strategies.h"
+#include "vhost/c/mem.h"
 
 static bool holds(uint64_t word, uint32_t op, uint64_t val, uint64_t mask)
 {
@@ -230,6 +234,60 @@ static void a_wait_without_events_ends_at_its_timeout(int strategy)
 	wait_set_fini(&ws);
 }
 
+static void a_set_that_nothing_was_added_to_waits_too(int strategy)
+{
+	struct wait_set ws;
+	uint64_t start = now_ns();
+
+	CHECK_EQ(wait_set_init(&ws, strategy, 1), 0);
+	wait_set_wait(&ws, 2000000);
+	CHECK(now_ns() - start >= 2000000);
+	wait_set_fini(&ws);
+}
+
+/* The ppoll of wait_kernel.c, in this program: what it returned is met by memory that has just come back. */
+static int comes_back_fd = -1;
+
+int ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
+{
+	struct timespec left = timeout ? *timeout : (struct timespec){ 0 };
+	int n = (int)syscall(SYS_ppoll, fds, count, timeout ? &left : NULL, mask, _NSIG / 8);
+
+	if (comes_back_fd >= 0)
+		CHECK_EQ(ftruncate(comes_back_fd, 8192), 0);
+	return n;
+}
+
+static void memory_that_went_and_came_back_does_not_keep_the_waiter_awake(int strategy)
+{
+	int fd = memfd_create("guest", MFD_CLOEXEC);
+	struct eventfd_poll_info w = {
+		.size = 4, .op = EVENTFD_POLL_OP_NOT_EQUAL, .flags = EVENTFD_POLL_F_ARM, .arm_val = 1
+	};
+	struct mem_map *map;
+	struct wait_set ws;
+	uint64_t start;
+
+	CHECK_EQ(mem_sigbus_install(), 0);
+	CHECK_EQ(ftruncate(fd, 8192), 0);
+	CHECK_EQ(mem_map_create(fd, 0, 8192, &map), 0);
+	w.addr = (uintptr_t)mem_map_ptr(map);
+	w.arm_addr = w.addr + 4096;
+	CHECK_EQ(wait_set_init(&ws, strategy, 10), 0);
+	CHECK_EQ(wait_set_add(&ws, -1, &w, &ws, NULL), 0);
+	CHECK_EQ(ftruncate(fd, 4096), 0);
+	comes_back_fd = fd;
+	wait_set_wait(&ws, 2000000); /* the kernel couldn't arm, or we couldn't and zeros are there instead */
+	comes_back_fd = -1;
+	start = now_ns();
+	wait_set_wait(&ws, 2000000);
+	CHECK(now_ns() - start >= 2000000);
+	CHECK_EQ(*(const uint32_t *)(uintptr_t)w.arm_addr, 1);
+	wait_set_fini(&ws);
+	mem_map_destroy(map);
+	close(fd);
+}
+
 static unsigned open_descriptors(void)
 {
 	unsigned n = 0;
@@ -355,6 +413,8 @@ int main(void)
 	EACH(an_eventfd_is_never_read_and_yet_each_write_wakes);
 	EACH(what_epoll_cannot_watch_is_refused);
 	EACH(a_wait_without_events_ends_at_its_timeout);
+	EACH(a_set_that_nothing_was_added_to_waits_too);
+	EACH(memory_that_went_and_came_back_does_not_keep_the_waiter_awake);
 	EACH(no_descriptor_is_left_behind);
 	EACH(no_wake_up_is_lost);
 	return 0;
