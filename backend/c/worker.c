@@ -210,6 +210,16 @@ static int hold(struct worker *w, struct blk_lane *lane, struct blk_queue *q, bo
 	return 0;
 }
 
+/*
+ * What it means that a queue couldn't be started, for the log. Its ring was inside guest memory a moment ago; the kernel
+ * that can't read it now (-EFAULT) says that the front-end truncated it. Everything else is about what was asked of us: a
+ * kick descriptor that can't be watched, or more queues than there are descriptors or memory for.
+ */
+static enum virtq_fault start_fault(int error)
+{
+	return error == -EFAULT ? VIRTQ_FAULT_MEMORY_GONE : VIRTQ_FAULT_REQUEST;
+}
+
 static void start_queue(struct worker *w, const struct command *c)
 {
 	struct eventfd_poll_info word;
@@ -222,7 +232,7 @@ static void start_queue(struct worker *w, const struct command *c)
 	if (rc == 0)
 		rc = blk_lane_add(c->lane, c->queue);
 	if (rc < 0) {
-		virtq_fail(blk_queue_virtq(c->queue), VIRTQ_FAULT_REQUEST);
+		virtq_fail(blk_queue_virtq(c->queue), start_fault(rc));
 		wait_set_del(&w->wait, c->queue);
 		blk_queue_set_state(c->queue, QUEUE_BROKEN);
 	} else {

@@ -337,6 +337,24 @@ static void memory_that_goes_breaks_its_queue_alone(int strategy)
 	stop();
 }
 
+static void a_queue_whose_memory_went_before_it_started_says_so(int strategy)
+{
+	struct guest g = { .kick = eventfd(0, EFD_NONBLOCK), .call = eventfd(0, EFD_NONBLOCK) };
+	uint64_t one = 1;
+
+	CHECK_EQ(mem_sigbus_install(), 0);
+	start("null", strategy);
+	client_make(&g.c, dev, 0, 64, 0, g.kick, g.call);
+	CHECK_EQ(ftruncate(g.c.fd, 0), 0);
+	CHECK_EQ(worker_start_queue(worker, lane, g.c.queue, g.kick), 0);
+	CHECK(write(g.kick, &one, 8) == 8);
+	await_state(&g.c, QUEUE_BROKEN);
+	CHECK_EQ(blk_queue_virtq(g.c.queue)->fault, VIRTQ_FAULT_MEMORY_GONE);
+	guest_stop(&g);
+	guest_free(&g);
+	stop();
+}
+
 int main(void)
 {
 	alarm(240);
@@ -351,5 +369,6 @@ int main(void)
 	EACH(leaving_finishes_what_is_in_flight);
 	EACH(idle_costs_nothing);
 	EACH(memory_that_goes_breaks_its_queue_alone);
+	EACH(a_queue_whose_memory_went_before_it_started_says_so);
 	return 0;
 }
