@@ -24,6 +24,7 @@ from .blk_device import BlkDevice, open_device
 from .blk_disk import Disk, open_disk
 from .errors import KpollError
 from .frontends import serve_front_ends
+from .limits import raise_descriptor_limit
 from .listener import FrontSocket, open_front_socket, remove_own
 from .logs import device_log, setup_logging
 from .metrics import BlkCollector, Identity
@@ -115,6 +116,7 @@ def run_blk(config: BlkConfig) -> None:
     """
     setup_logging(config.log)
     log = device_log(config.device)
+    raise_descriptor_limit()
     with _open(config, log) as opened:
         sandbox = _enter_sandbox(config)
         log.info(
