@@ -125,7 +125,7 @@ def note(name: type_strategy, load: WaitLoad, kernel: KernelFacts) -> str | None
         "kernel": ("fs.eventfd_busy_poll", kernel.spin_us),
         "module": ("net.core.busy_poll", kernel.net_busy_poll_us),
     }.get(name, ("", load.hog_poll_max_us))
-    if allowed >= load.hog_poll_max_us:
+    if allowed is None or allowed >= load.hog_poll_max_us:
         return None
     return f"spins {allowed} µs at most here, {load.hog_poll_max_us} are asked for: `sysctl {sysctl}` says so"
 

@@ -160,7 +160,7 @@ def test_on_is_an_error_where_the_host_has_nothing_of_it(monkeypatch: pytest.Mon
     asked, unasked = (
         BlkConfig(
             socket=socket_config,
-            poll=choose_poll("off", 0, KernelFacts(set_poll=False)),
+            poll=choose_poll("off", 0, KernelFacts()),
             blk_file="/dev/null",
             sandbox=sandbox,
         )

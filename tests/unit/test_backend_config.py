@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from typing import TYPE_CHECKING, Any
+import struct
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,9 +24,6 @@ from kpoll.backend.config import (
 from kpoll.backend.errors import KpollError, UsageError
 from kpoll.kernel import probe
 from kpoll.kernel.probe import KernelFacts
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 DEFAULTS: dict[str, Any] = {
     "socket_path": "/run/s",
@@ -173,18 +172,23 @@ def test_what_this_release_does_not_have_says_what_to_use_instead(options: dict[
     assert error.value.exit_code == 1
 
 
-PATCHED = KernelFacts(set_poll=True, eventfd_busy_poll_us=50)
+PATCHED = KernelFacts(patch=0, eventfd_busy_poll_us=50)
 MODULE = KernelFacts(module=0, net_busy_poll_us=50)
+POLLING_OFF = KernelFacts(patch=0, module=0, net_busy_poll_us=0, eventfd_busy_poll_us=0)
 
 
 @pytest.mark.parametrize(
     ("kernel", "strategy", "why"),
     [
         (PATCHED, "kernel", ("has EVENTFD_SET_POLL",)),
-        (KernelFacts(set_poll=True, net_busy_poll_us=50), "kernel", ("has EVENTFD_SET_POLL",)),
+        (KernelFacts(patch=0, net_busy_poll_us=50), "kernel", ("has EVENTFD_SET_POLL",)),
         (MODULE, "module", ("module is there", "no EVENTFD_SET_POLL")),
-        (KernelFacts(set_poll=True), "user", ("fs.eventfd_busy_poll is 0: the administrator", "isn't loaded")),
-        (KernelFacts(module=0), "user", ("no EVENTFD_SET_POLL", "net.core.busy_poll is 0: the administrator")),
+        (POLLING_OFF, "user", ("fs.eventfd_busy_poll is 0: the administrator", "net.core.busy_poll is 0: the admin")),
+        (KernelFacts(patch=0, eventfd_busy_poll_us=0), "user", ("net.core.busy_poll can't be read", "isn't loaded")),
+        (KernelFacts(patch=0, net_busy_poll_us=0), "user", ("fs.eventfd_busy_poll can't be read",)),
+        (KernelFacts(module=0), "user", ("no EVENTFD_SET_POLL", "net.core.busy_poll can't be read")),
+        (KernelFacts(patch=errno.EPERM), "user", ("may not use the EVENTFD_SET_POLL", "isn't loaded")),
+        (KernelFacts(patch=errno.ENOMEM, module=errno.EMFILE), "user", ("Cannot allocate", "Too many open files")),
         (KernelFacts(module=errno.EACCES), "user", ("no EVENTFD_SET_POLL", "may not open")),
         (KernelFacts(), "user", ("no EVENTFD_SET_POLL", "isn't loaded")),
     ],
@@ -199,7 +203,10 @@ def test_auto_takes_the_best_that_the_host_has_and_allows_and_knows_why_not_bett
         assert words in poll.why
 
 
-@pytest.mark.parametrize(("asked", "kernel"), [("kernel", PATCHED), ("module", MODULE)])
+@pytest.mark.parametrize(
+    ("asked", "kernel"),
+    [("kernel", PATCHED), ("module", MODULE), ("kernel", KernelFacts(patch=0)), ("module", KernelFacts(module=0))],
+)
 def test_what_is_asked_for_and_there_is_taken(asked: str, kernel: KernelFacts) -> None:
     poll = choose_poll(asked, 50, kernel)
     assert (poll.strategy, poll.why, poll.max_us, poll.warning) == (asked, "asked for", 50, None)
@@ -208,8 +215,8 @@ def test_what_is_asked_for_and_there_is_taken(asked: str, kernel: KernelFacts) -
 @pytest.mark.parametrize(
     ("asked", "kernel", "remedy"),
     [
-        ("kernel", KernelFacts(set_poll=True), "sysctl fs.eventfd_busy_poll=50"),
-        ("module", KernelFacts(module=0, eventfd_busy_poll_us=50), "sysctl net.core.busy_poll=50"),
+        ("kernel", POLLING_OFF, "sysctl fs.eventfd_busy_poll=50"),
+        ("module", POLLING_OFF, "sysctl net.core.busy_poll=50"),
     ],
 )
 def test_what_is_asked_for_works_but_warns_where_the_administrator_has_polling_off(
@@ -224,6 +231,7 @@ def test_what_is_asked_for_works_but_warns_where_the_administrator_has_polling_o
 @pytest.mark.parametrize(
     ("asked", "kernel", "words"),
     [
+        ("kernel", KernelFacts(patch=errno.EPERM), ("may not use the EVENTFD_SET_POLL", "policy", "--poll user")),
         ("kernel", MODULE, ("no EVENTFD_SET_POLL", "patch", "--poll module", "kernel/README.md")),
         ("module", PATCHED, ("No such file or directory", "modprobe eventfd_poll", "kernel/README.md")),
         ("module", KernelFacts(module=errno.EACCES), ("may not open /dev/eventfd_poll", "kernel/README.md")),
@@ -241,7 +249,7 @@ def test_what_the_host_lacks_is_one_line_that_says_how_to_get_it(
 
 @pytest.mark.parametrize("asked", ["auto", "kernel", "module", "off"])
 def test_no_time_to_poll_is_no_polling(asked: str) -> None:
-    both = KernelFacts(set_poll=True, module=0, net_busy_poll_us=50, eventfd_busy_poll_us=50)
+    both = KernelFacts(patch=0, module=0, net_busy_poll_us=50, eventfd_busy_poll_us=50)
     poll = choose_poll(asked, 0, both)
     assert (poll.strategy, poll.max_us, poll.warning) == ("off", 0, None)
 
@@ -253,35 +261,71 @@ def test_a_kernel_that_cannot_be_asked_does_not_poll(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "eventfd", no_descriptors)
     for name in ("MODULE_DEVICE", "NET_BUSY_POLL", "EVENTFD_BUSY_POLL"):
         monkeypatch.setattr(probe, name, tmp_path / "absent")
-    assert probe.probe_kernel() == KernelFacts()
+    assert probe.probe_kernel() == KernelFacts(patch=errno.EMFILE)
 
 
-def test_the_sysctls_and_the_module_are_looked_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name, text in {"MODULE_DEVICE": "", "NET_BUSY_POLL": "20\n", "EVENTFD_BUSY_POLL": "70\n"}.items():
+def test_the_sysctls_are_looked_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, text in {"NET_BUSY_POLL": "20\n", "EVENTFD_BUSY_POLL": "70\n"}.items():
         (tmp_path / name).write_text(text)
         monkeypatch.setattr(probe, name, tmp_path / name)
     kernel = probe.probe_kernel()
-    assert (kernel.module, kernel.net_busy_poll_us, kernel.eventfd_busy_poll_us, kernel.spin_us) == (0, 20, 70, 70)
+    assert (kernel.net_busy_poll_us, kernel.eventfd_busy_poll_us, kernel.spin_us) == (20, 70, 70)
 
 
 @pytest.mark.parametrize(
-    ("answer", "polls"), [(None, True), (errno.ENOTTY, False), (errno.EINVAL, True)], ids=["yes", "ENOTTY", "EINVAL"]
+    ("net", "own", "spin"),
+    [(0, 0, 0), (20, 0, 20), (None, 70, 70), (20, None, 20), (None, 0, None), (0, None, None), (None, None, None)],
 )
-def test_a_kernel_polls_unless_it_does_not_know_the_ioctl(
-    monkeypatch: pytest.MonkeyPatch, answer: int | None, *, polls: bool
+def test_polling_is_off_only_where_both_sysctls_say_so(net: int | None, own: int | None, spin: int | None) -> None:
+    assert KernelFacts(net_busy_poll_us=net, eventfd_busy_poll_us=own).spin_us == spin
+
+
+def descriptors() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
+@pytest.mark.parametrize("answer", [0, errno.ENOTTY, errno.EINVAL, errno.EPERM, errno.EFAULT])
+def test_a_kernel_polls_if_it_takes_what_a_worker_will_ask_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: int
 ) -> None:
-    def ioctl(_fd: int, request: int, argument: bytes) -> int:
-        assert (request, len(argument)) == (0x4038ED00, 56)
-        if answer is not None:
+    device = tmp_path / "eventfd_poll"
+    device.touch()
+    monkeypatch.setattr(probe, "MODULE_DEVICE", device)
+    conditions: list[tuple[int, ...]] = []
+
+    def ioctl(_fd: int, request: int, argument: bytes | int) -> int:
+        if isinstance(argument, int):
+            assert request == 0xED01
+            return os.dup(argument)
+        assert request == 0x4038ED00
+        conditions.append(struct.unpack("=QIIQQIIQQ", argument))
+        if answer:
             raise OSError(answer, os.strerror(answer))
         return 0
 
     monkeypatch.setattr(fcntl, "ioctl", ioctl)
-    assert probe.probe_kernel().set_poll is polls
+    before = descriptors()
+    facts = probe.probe_kernel()
+    assert (facts.patch, facts.module, facts.set_poll) == (answer, answer, answer == 0)
+    assert descriptors() == before
+    patch, module = conditions
+    address, size, op, val, mask, flags, _, arm, _ = patch
+    assert (size, op, val, mask, flags, arm) == (4, 2, 0, 0, 1, address + 4), "an arm word of its own"
+    assert (module[1:6], module[7]) == ((4, 2, 0, 0, 0), 0), "a module refuses F_ARM"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
+def test_a_device_that_may_not_be_opened_is_told_from_one_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    device = tmp_path / "eventfd_poll"
+    device.touch(mode=0)
+    monkeypatch.setattr(probe, "MODULE_DEVICE", device)
+    assert probe.probe_kernel().module == errno.EACCES
 
 
 def test_off_never_spins_whatever_the_budget() -> None:
-    assert choose_poll("off", 50, KernelFacts(set_poll=False)).max_us == 0
+    assert choose_poll("off", 50, KernelFacts()).max_us == 0
 
 
 def test_one_worker_unless_more_cpus_are_listed() -> None:

@@ -19,7 +19,7 @@ MEASURED = Measured(
     requests=1000, kicks=10, seconds=1.0, p10=1000.0, p50=2000.0, p99=9000.0, max=50_000.0, waiter_ns=20 * MS, hog_ns=0
 )
 HOG = replace(MEASURED, waiter_ns=100 * MS, hog_ns=300 * MS)
-PATCHED = KernelFacts(set_poll=True, module=errno.ENOENT, eventfd_busy_poll_us=200)
+PATCHED = KernelFacts(patch=0, module=errno.ENOENT, eventfd_busy_poll_us=200)
 
 
 def row(traffic: list[Measured], hog: Measured = HOG) -> Row:
@@ -106,7 +106,8 @@ def test_a_spin_that_the_administrator_cuts_short_is_noted() -> None:
     load = WaitLoad(poll_max_us=100)
     assert "spins 200 µs at most here, 1000 are asked for" in (note("kernel", load, PATCHED) or "")
     assert note("kernel", load, replace(PATCHED, eventfd_busy_poll_us=1000)) is None
-    assert "net.core.busy_poll" in (note("module", load, KernelFacts(module=0)) or "")
+    assert "net.core.busy_poll" in (note("module", load, KernelFacts(module=0, net_busy_poll_us=0)) or "")
+    assert note("module", load, KernelFacts(module=0)) is None, "nobody knows"
     assert note("user", load, KernelFacts()) is None
 
 
