@@ -88,7 +88,8 @@ def selftests() -> Path:
 
 def run(kernel: str, programs: tuple[str, ...] = PROGRAMS, options: tuple[str, ...] = (), events: int = EVENTS) -> Run:
     """Boot a kernel and run programs in it, each to its end whatever the others said."""
-    script = [f"cd {shlex.quote(str(selftests()))}", f"export EVENTFD_POLL_EVENTS={events}"]
+    # In the VM, /run/host is the host's root, whatever else lies over the cache's place.
+    script = [f"cd {shlex.quote(f'/run/host{selftests()}')}", f"export EVENTFD_POLL_EVENTS={events}"]
     script += [f"echo @@ {each}; ./{each}; status=$?; echo; echo @@ $status" for each in programs]
     outcome = vm("sh", "-c", "\n".join(script), kernel=kernel, options=options, seconds=900)
     said = re.split(r"^@@ ([a-z_]+)\n", outcome.output, flags=re.MULTILINE)[1:]
