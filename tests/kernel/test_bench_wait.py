@@ -67,7 +67,8 @@ def test_while_the_patched_kernel_polls_the_driver_need_not_kick(strategies: dic
     assert kernel["kicks_per_request"] < strategies["off"]["kicks_per_request"]
 
 
-@pytest.mark.parametrize("name", ["user", "module", "kernel"])
+# `user` tells by the clock that somebody else ran, which emulation distorts: test_giving_way.py has it, natively.
+@pytest.mark.parametrize("name", ["module", "kernel"])
 def test_a_hog_on_the_pollers_cpu_keeps_its_share(strategies: dict[str, Any], name: str) -> None:
     assert strategies[name]["hog_share_against_off"] >= 0.95
 
