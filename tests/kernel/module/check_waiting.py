@@ -200,27 +200,6 @@ def test_epoll_sees_each_of_many_words(device: int, memory: Memory) -> None:
         each.close()
 
 
-def test_epoll_spins_again_after_a_sleep_that_something_else_ended(watched: Watched, memory: Memory) -> None:
-    # A stock epoll forgets what it could spin for when a spin ends without an event.
-    busy_poll(LONG)
-    watched.set(memory.addr, max_us=400_000)
-    epoll = Epoll(watched.fd)
-    other = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-    epoll.add(other)
-    spun = 0
-    for _ in range(ATTEMPTS):
-        waiting = Waiting(epoll)
-        waiting.until("asleep")
-        spun += waiting.cpu_seconds() > 0.15
-        time.sleep(0.05)  # epoll is reminded by a timer, two ticks after the spin: nothing else tells that it has been
-        os.eventfd_write(other, 1)
-        assert waiting.events() == POLLIN
-        os.eventfd_read(other)
-    assert spun >= 3
-    epoll.close()
-    os.close(other)
-
-
 def test_a_new_condition_wakes_who_sleeps(watched: Watched, waiter: Waiter, memory: Memory) -> None:
     busy_poll(0)
     watched.set(memory.addr)
