@@ -11,8 +11,8 @@ from kpoll.vhost.features import ProtocolFeature
 from kpoll.vhost.frontend import Frontend, FrontendError
 from kpoll.vhost.memory import survive_truncation
 from kpoll.vhost.messages import Request, pack_request
-from kpoll.vhost.payloads import MemoryRegion, MemoryRegions, SingleMemoryRegion
-from tests.wire.harness import Backend, RecordingDevice, add_ring_memory, resources, set_up
+from kpoll.vhost.payloads import MemoryRegion, MemoryRegions, SingleMemoryRegion, VringAddr
+from tests.wire.harness import SIZE, Backend, RecordingDevice, add_ring_memory, resources, set_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -139,6 +139,24 @@ def test_an_impossible_table_is_refused_and_the_old_one_stays(
         assert memory_of(device) == [(memory.gpa, memory.size)]
         assert device.count("stop") == 0, "the ring did not even notice"
         assert resources() == held
+
+
+def test_a_used_ring_in_the_available_ring_is_refused_though_they_are_mapped_apart(
+    backend: Backend, device: RecordingDevice, memfd: int
+) -> None:
+    with backend.negotiated() as frontend:
+        one, twin = region(0), region(PAGE)  # of the same page of the file
+        add_mem_reg(frontend, one, memfd)
+        add_mem_reg(frontend, twin, memfd)
+        desc, avail = one.user_address, one.user_address + 254
+        used_flags_is_avail_idx = twin.user_address + 256
+        frontend.setup_vring(0, SIZE, desc, avail, used_flags_is_avail_idx)
+        with pytest.raises(FrontendError, match="failed"):
+            frontend.enable(0)
+        assert not device.running
+        used_behind = twin.user_address + 512
+        frontend.request(Request.SET_VRING_ADDR, VringAddr(0, 0, desc, used_behind, avail, 0))
+        assert list(device.running) == [0], "what lies apart may be mapped twice"
 
 
 @pytest.mark.parametrize("fds", [0, 1, 3])

@@ -34,6 +34,9 @@ struct mem_map {
 	size_t bytes;    /* whole pages */
 	size_t page;     /* of the file: huge on hugetlbfs */
 	uint8_t *ptr;    /* where the named piece starts */
+	uint64_t offset; /* and where in the file */
+	dev_t dev;       /* the file */
+	ino_t ino;       /* on its device */
 	uint32_t taken;  /* atomic: somebody's */
 	uint32_t broken; /* atomic; set by the SIGBUS handler */
 };
@@ -102,6 +105,9 @@ int mem_map_create(int fd, uint64_t offset, uint64_t size, struct mem_map **out)
 	map->bytes = bytes;
 	map->page = page;
 	map->ptr = base + (offset - start);
+	map->dev = st.st_dev;
+	map->ino = st.st_ino;
+	map->offset = offset;
 	map->broken = 0;
 	store_release(&map->base, base); /* pairs with find_map()'s acquire: it is complete before it can be found */
 	*out = map;
@@ -296,16 +302,35 @@ void *mem_gpa_run(const struct mem_table *t, uint64_t gpa, uint64_t *len)
 	return r->ptr + (gpa - r->gpa);
 }
 
-void *mem_uva(const struct mem_table *t, uint64_t uva, uint64_t len)
+static const struct mem_region *find_uva(const struct mem_table *t, uint64_t uva, uint64_t len)
 {
 	for (uint32_t i = 0; i < t->count; i++) {
 		const struct mem_region *r = &t->regions[i];
 		uint64_t at = uva - r->uva; /* huge when uva < r->uva */
 
 		if (at < r->size && len <= r->size - at)
-			return r->ptr + at;
+			return r;
 	}
 	return NULL;
+}
+
+void *mem_uva(const struct mem_table *t, uint64_t uva, uint64_t len)
+{
+	const struct mem_region *r = find_uva(t, uva, len);
+
+	return r ? r->ptr + (uva - r->uva) : NULL;
+}
+
+bool mem_uva_overlap(const struct mem_table *t, uint64_t a_uva, uint64_t a_len, uint64_t b_uva, uint64_t b_len)
+{
+	const struct mem_region *a = find_uva(t, a_uva, a_len), *b = find_uva(t, b_uva, b_len);
+	uint64_t a_at, b_at;
+
+	if (!a || !b || a->map->dev != b->map->dev || a->map->ino != b->map->ino)
+		return false;
+	a_at = a->map->offset + (a_uva - a->uva);
+	b_at = b->map->offset + (b_uva - b->uva);
+	return a_at < b_at + b_len && b_at < a_at + a_len;
 }
 
 int mem_read_gpa(const struct mem_table *t, void *dst, uint64_t gpa, uint64_t len)

@@ -110,6 +110,13 @@ void *mem_gpa_run(const struct mem_table *t, uint64_t gpa, uint64_t *len);
 /* mem_uva() - As mem_gpa() for a front-end virtual range (ring addresses of SET_VRING_ADDR) */
 void *mem_uva(const struct mem_table *t, uint64_t uva, uint64_t len);
 
+/*
+ * mem_uva_overlap() - Do two front-end virtual ranges, of which mem_uva() finds each, share a byte?
+ *
+ * By file and offset, not by address: a front-end may map a piece of its file twice.
+ */
+bool mem_uva_overlap(const struct mem_table *t, uint64_t a_uva, uint64_t a_len, uint64_t b_uva, uint64_t b_len);
+
 /* mem_read_gpa() - Copy out of guest memory, across regions. Return: 0 or -EFAULT */
 int mem_read_gpa(const struct mem_table *t, void *dst, uint64_t gpa, uint64_t len);
 

@@ -46,20 +46,20 @@ static bool lap_completed(const struct virtq *q)
 
 int virtq_packed_init(struct virtq *q, const struct virtq_config *cfg, const struct mem_table *mem)
 {
-	uint64_t ring_len = q->size * sizeof(struct vring_packed_desc);
+	const uint64_t ring_len = q->size * sizeof(struct vring_packed_desc), event_len = sizeof(*q->device_event);
 
 	if (cfg->desc_uva % 16 || cfg->avail_uva % 4 || cfg->used_uva % 4)
 		return -EINVAL;
 	q->ring = mem_uva(mem, cfg->desc_uva, ring_len);
-	q->driver_event = mem_uva(mem, cfg->avail_uva, sizeof(*q->driver_event));
-	q->device_event = mem_uva(mem, cfg->used_uva, sizeof(*q->device_event));
+	q->driver_event = mem_uva(mem, cfg->avail_uva, event_len);
+	q->device_event = mem_uva(mem, cfg->used_uva, event_len);
 	if (!q->ring || !q->driver_event || !q->device_event)
 		return -EFAULT;
 	if ((uintptr_t)q->ring % 16 || (uintptr_t)q->driver_event % 4 || (uintptr_t)q->device_event % 4)
 		return -EINVAL;
 	/* As in split rings: turning the doorbell on must not look like a new request, or like an answer of the driver's. */
-	if (virtq_overlap(q->device_event, sizeof(*q->device_event), q->ring, ring_len) ||
-	    virtq_overlap(q->device_event, sizeof(*q->device_event), q->driver_event, sizeof(*q->driver_event)))
+	if (mem_uva_overlap(mem, cfg->used_uva, event_len, cfg->desc_uva, ring_len) ||
+	    mem_uva_overlap(mem, cfg->used_uva, event_len, cfg->avail_uva, event_len))
 		return -EINVAL;
 	q->avail_idx = cfg->base & 0x7fff;
 	q->avail_wrap = cfg->base >> 15 & 1;

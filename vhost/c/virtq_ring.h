@@ -36,12 +36,6 @@ static inline struct vring_packed_desc virtq_copy_packed_desc(const struct vring
 					   .flags = (uint16_t)(rest >> 48) };
 }
 
-/* virtq_overlap() - Do two parts of a virtqueue, of which neither wraps, share a byte? */
-static inline bool virtq_overlap(const void *a, uint64_t a_len, const void *b, uint64_t b_len)
-{
-	return (uintptr_t)a < (uintptr_t)b + b_len && (uintptr_t)b < (uintptr_t)a + a_len;
-}
-
 /* Where a chain's buffers are gathered. */
 struct virtq_gather {
 	struct virtq_chain *chain;

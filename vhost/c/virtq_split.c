@@ -45,9 +45,13 @@ int virtq_split_init(struct virtq *q, const struct virtq_config *cfg, const stru
 	/*
 	 * What we write must be apart from what we read (§2.7: separate areas). Were used.flags avail.idx as well, turning
 	 * the doorbell on would look like a new request, and no worker that has such a queue would ever sleep again.
+	 *
+	 * That stops the mistake, and the plain attempt. It can't stop all that a front-end does to its own worker: two
+	 * queues may lie in each other, and what a disk read brings may be the next request (ARCHITECTURE.md, "The trust
+	 * boundary").
 	 */
-	if (virtq_overlap(q->used, used_len, q->avail, avail_len) ||
-	    virtq_overlap(q->used, used_len, q->desc, desc_len))
+	if (mem_uva_overlap(mem, cfg->used_uva, used_len, cfg->avail_uva, avail_len) ||
+	    mem_uva_overlap(mem, cfg->used_uva, used_len, cfg->desc_uva, desc_len))
 		return -EINVAL;
 	q->avail_idx = q->avail_seen = (uint16_t)cfg->base;
 	/* Where a predecessor stopped publishing, which is what the driver believes. */
