@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kpoll.kernel.vm.machine import BUILD
 from tests.kernel.story import vm_command, vm_options
-from tests.kernel.vm import BUILD, RUN, TOP
+from tests.kernel.vm import RUN, TOP
 from tests.vm.child import running
 from tests.vm.daemon import parsed
 from tests.vm.stage import CheckError, Stage, on_stage

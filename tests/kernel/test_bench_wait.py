@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.kernel.test_module import compiled
 from tests.kernel.vm import SLOWER, vm_ok
+
+if TYPE_CHECKING:
+    from tests.kernel.compiled import Compiled
 
 BUDGET_US = 4000
 BENCH = [sys.executable, "-c", "from kpoll.backend.cli import main; main()", "bench", "wait", "--json"]
@@ -39,14 +41,13 @@ def total(strategy: dict[str, Any], situation: str, *names: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def strategies(patched: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def strategies(patched: str, patched_module: Compiled) -> dict[str, Any]:
     """Measure all strategies on the patched kernel, which takes the module too, in one run of the VM."""
-    module, _ = compiled(patched, tmp_path_factory.mktemp("module"))
-    sysctls = [f"fs.eventfd_busy_poll={BUDGET_US}", f"net.core.busy_poll={BUDGET_US}"]
-    options = ["--append", "isolcpus=1", "--module", str(module)]
-    for sysctl in sysctls:
-        options += ["--sysctl", sysctl]
-    said = vm_ok("taskset", "-c", "0,1", *BENCH, *LOAD, kernel=patched, options=tuple(options), seconds=300)
+    options = (
+        *("--append", "isolcpus=1", "--module", str(patched_module.file)),
+        *("--sysctl", f"fs.eventfd_busy_poll={BUDGET_US}", "--sysctl", f"net.core.busy_poll={BUDGET_US}"),
+    )
+    said = vm_ok("taskset", "-c", "0,1", *BENCH, *LOAD, kernel=patched, options=options, seconds=300)
     print(said)
     found: dict[str, Any] = json.loads(said[said.index("{\n") :])  # lines on the progress come first
     assert not found["missing"], found["missing"]

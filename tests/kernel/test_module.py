@@ -6,43 +6,21 @@ import os
 import re
 import shutil
 import subprocess
-import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.vm import BUILD, TEST_KERNEL, TOP, vm_ok
+from kpoll.kernel.vm.machine import built
+from tests.kernel.compiled import SOURCES, dkms_tree, version
+from tests.kernel.vm import TEST_KERNEL, vm_ok
 
-SOURCES = TOP / "kernel" / "module"
+if TYPE_CHECKING:
+    from tests.kernel.compiled import Compiled
+
 # KASAN and lockdep are for the module too. What its eventfds could do by themselves there, they aren't asked to.
 KERNEL = "debug" if TEST_KERNEL == "debug" else "stock"
 CHECKS = ("check_condition", "check_waiting", "check_lifetime")
-
-
-def kernel_folder(kernel: str) -> Path:
-    """Return where a kernel of the VM lies, with what modules are built against in its `build`."""
-    return Path(subprocess.run([BUILD, kernel], stdout=subprocess.PIPE, text=True, check=True).stdout.strip())
-
-
-def version() -> str:
-    """Return the project's version, which is the module's."""
-    project: str = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["version"]
-    return project
-
-
-def dkms_tree(folder: Path) -> Path:
-    """Gather below a folder what DKMS builds from, and return its place there."""
-    subprocess.run(["make", "-s", "-C", SOURCES, "dkms-tree", f"DESTDIR={folder}"], check=True)
-    return folder / "usr" / "src" / f"eventfd_poll-{version()}"
-
-
-def compiled(kernel: str, folder: Path) -> tuple[Path, str]:
-    """Compile the module for a kernel of the VM, below a folder; return the file and what the compiler said."""
-    tree = dkms_tree(folder)
-    make = ["make", "-s", "-C", str(kernel_folder(kernel) / "build"), f"M={tree}/module", "W=1", "modules"]
-    run = subprocess.run(make, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    return tree / "module" / "eventfd_poll.ko", run.stderr
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +31,11 @@ def kernel(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def module(kernel: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the module, compiled without a warning, W=1 included."""
-    file, said = compiled(kernel, tmp_path_factory.mktemp("module"))
-    said = re.sub(r"Skipping BTF generation .*\n", "", said)  # there is no vmlinux beside the headers
-    assert said == ""
-    return file
+def module(request: pytest.FixtureRequest) -> Path:
+    """Return the module for that kernel, compiled without a warning, W=1 included."""
+    found: Compiled = request.getfixturevalue("patched_module" if KERNEL == "debug" else "stock_module")
+    assert re.sub(r"Skipping BTF generation .*\n", "", found.said) == ""  # there is no vmlinux beside the headers
+    return found.file
 
 
 @pytest.mark.parametrize("checks", CHECKS)
@@ -67,20 +44,8 @@ def test_the_module_keeps_its_promises(kernel: str, module: Path, checks: str, m
     file = Path(__file__).with_name("module") / f"{checks}.py"
     # One CPU is for those who wait alone: anything else that runs there ends a spin, as it should.
     options = ("--module", str(module), "--append", "isolcpus=1")
-    print(
-        vm_ok(
-            "python",
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            str(file),
-            kernel=kernel,
-            options=options,
-            seconds=480,
-        )
-    )
+    pytest_there = ("python", "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    print(vm_ok(*pytest_there, str(file), kernel=kernel, options=options, seconds=480))
 
 
 def test_project_module_and_dkms_agree_on_the_version(module: Path) -> None:
@@ -93,7 +58,7 @@ def test_dkms_builds_the_module_from_what_install_gathers(stock: str, tmp_path: 
     dkms = shutil.which("dkms", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if dkms is None:
         pytest.skip("dkms is not installed")
-    folder = kernel_folder(stock)
+    folder = built(stock)
     (release,) = (each.name for each in (folder / "lib" / "modules").iterdir())
     dkms_tree(tmp_path)
     (tmp_path / "dkms").mkdir()
@@ -102,5 +67,5 @@ def test_dkms_builds_the_module_from_what_install_gathers(stock: str, tmp_path: 
     command = [dkms, "build", f"eventfd_poll/{version()}", *folders, *target]
     run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     assert run.returncode == 0, run.stdout
-    built = [each for each in (tmp_path / "dkms").rglob("eventfd_poll.ko*") if release in each.parts]
-    assert len(built) == 1
+    modules = [each for each in (tmp_path / "dkms").rglob("eventfd_poll.ko*") if release in each.parts]
+    assert len(modules) == 1

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.test_module import compiled, kernel_folder
+from kpoll.kernel.vm.machine import built
 from tests.kernel.vm import TEST_KERNEL, Outcome, vm
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.kernel.compiled import Compiled
 
 PROGRAMS = ("aio", "aio_ring", "arm", "args", "epoll", "kvm", "mm", "ops", "spin", "stress", "wake")
 WAYS = ("poll", "select", "epoll_wait", "epoll_in_epoll")
@@ -83,7 +85,7 @@ class Run:
 
 def selftests() -> Path:
     """Return where the programs are: beside the kernel that they came with, linked statically."""
-    return kernel_folder(TEST_KERNEL) / "selftests" / "eventfd_poll"
+    return built(TEST_KERNEL) / "selftests" / "eventfd_poll"
 
 
 def run(kernel: str, programs: tuple[str, ...] = PROGRAMS, options: tuple[str, ...] = (), events: int = EVENTS) -> Run:
@@ -107,11 +109,10 @@ def on_patched(patched: str) -> Run:
 
 
 @pytest.fixture(scope="session")
-def with_module(patched: str, stock: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def with_module(patched: str, stock: str, stock_module: Compiled) -> Run:
     """Run everything on Debian's kernel with the module; the programs are those that came with the patches."""
     assert patched
-    file, _ = compiled(stock, tmp_path_factory.mktemp("module"))
-    return run(stock, options=("--module", str(file)))
+    return run(stock, options=("--module", str(stock_module.file)))
 
 
 @pytest.fixture(scope="session")

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from tests.kernel.story import READS, vm_command, vm_options
-from tests.kernel.test_module import compiled
 from tests.kernel.vm import vm_ok
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from tests.kernel.compiled import Compiled
 
 
 def told(poll: str, kernel: str, *options: str) -> dict[str, Any]:
@@ -31,12 +28,6 @@ def test_a_guest_on_a_patched_kernel_keeps_its_data_and_need_not_ring(patched: s
     assert counts["kernel"]["sleeps"] < counts["off"]["sleeps"]
 
 
-@pytest.fixture(scope="module")
-def module(stock: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the module, compiled for Debian's kernel."""
-    return compiled(stock, tmp_path_factory.mktemp("module"))[0]
-
-
-def test_a_guest_on_debians_kernel_with_the_module_keeps_its_data(stock: str, module: Path) -> None:
-    counts = told("module", stock, "--module", str(module))["counts"]
+def test_a_guest_on_debians_kernel_with_the_module_keeps_its_data(stock: str, stock_module: Compiled) -> None:
+    counts = told("module", stock, "--module", str(stock_module.file))["counts"]
     assert counts["module"]["sleeps"] < counts["off"]["sleeps"]

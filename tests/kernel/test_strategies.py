@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.kernel.test_module import compiled
 from tests.kernel.vm import TOP, vm_ok
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.kernel.compiled import Compiled
 
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", f"-I{TOP}"]
 SOURCES = [
@@ -29,11 +30,11 @@ QUIET = ("--append", "isolcpus=1 nowatchdog", "--sysctl", "vm.stat_interval=3600
 class Host:
     """A VM whose kernel has one of the strategies, with polling turned on for `spin_us` microseconds."""
 
-    def __init__(self, strategy: str, kernel: str, module: Path | None) -> None:
+    def __init__(self, strategy: str, kernel: str, module: Compiled | None = None) -> None:
         """Describe it; each command boots one."""
         self.strategy = strategy
         self._kernel = kernel
-        self._insmod = () if module is None else ("--module", str(module))
+        self._insmod = () if module is None else ("--module", str(module.file))
         self._sysctl = "fs.eventfd_busy_poll" if module is None else "net.core.busy_poll"
 
     def run(self, script: str, *options: str, spin_us: int) -> str:
@@ -43,13 +44,11 @@ class Host:
 
 
 @pytest.fixture(scope="module", params=["kernel", "module"])
-def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Host:
+def host(request: pytest.FixtureRequest) -> Host:
     """Give the patched kernel, and Debian's own with the module."""
     if request.param == "kernel":
-        return Host("kernel", request.getfixturevalue("patched"), None)
-    stock = request.getfixturevalue("stock")
-    module, _ = compiled(stock, tmp_path_factory.mktemp("module"))
-    return Host("module", stock, module)
+        return Host("kernel", request.getfixturevalue("patched"))
+    return Host("module", request.getfixturevalue("stock"), request.getfixturevalue("stock_module"))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +97,7 @@ def test_an_nvme_disk_is_served_asleep_when_idle_and_its_completions_signal_as_f
 
 
 def test_under_steady_load_the_doorbell_stays_off_while_the_kernel_spins(patched: str) -> None:
-    seen = load(Host("kernel", patched, None), "/dev/nullb0", REQUESTS)
+    seen = load(Host("kernel", patched), "/dev/nullb0", REQUESTS)
     assert seen["kicks"] <= REQUESTS / 10_000
     assert seen["hit"] >= 0.9 * REQUESTS
     assert is_idle_and_woken_by_one_kick(seen)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 TOP = Path(__file__).resolve().parents[2]
 RUN = TOP / "kernel" / "vm" / "run"
-BUILD = TOP / "kernel" / "vm" / "build"
 
 # `make check-kernel-debug` runs the tests of the patched kernel under the debug kernel.
 TEST_KERNEL = os.environ.get("KPOLL_TEST_KERNEL", "patched")
