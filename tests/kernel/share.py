@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from tests.cli.harness import KPOLL, Daemon
+from tests.threads import cost
 
 POLL_MAX_US = 1000
 MEASURE_S = 1.0
@@ -22,16 +23,11 @@ ROUNDS = 3
 HOG = "while :; do :; done"
 
 
-def _cpu_ns(pid: int) -> int:
-    """CPU time of a process's threads so far."""
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir())
-
-
 def _measured(daemon: int, hog: int) -> float:
     """Of the time that these two had within a second, return the hog's part; what others took is nobody's fault."""
-    before = _cpu_ns(daemon), _cpu_ns(hog)
-    time.sleep(MEASURE_S)
-    served, hogged = _cpu_ns(daemon) - before[0], _cpu_ns(hog) - before[1]
+    before = cost(daemon), cost(hog)
+    time.sleep(MEASURE_S)  # the measurement itself, not a wait for something to happen
+    served, hogged = (cost(daemon) - before[0]).cpu_ns, (cost(hog) - before[1]).cpu_ns
     assert served > 0, "no traffic"
     return hogged / (served + hogged)
 

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.cli.harness import IN, KPOLL, Daemon, Guest
+from tests.threads import come_to_rest, cost, states
 
+WORKER = "kpoll-w0"
 QUIET_CPU = 1
 POLL_MAX_US = 1_000_000  # TCG stops a CPU for that long now and then
 IDLE_S = 2.0
@@ -63,41 +65,15 @@ def leave_the_worker_alone() -> None:
             os.sched_setaffinity(int(comm.parent.name), {0})
 
 
-class WorkerThread:
-    """The daemon's worker, as the scheduler sees it."""
-
-    def __init__(self, pid: int) -> None:
-        """Find it by its name."""
-        tasks = Path(f"/proc/{pid}/task").iterdir()
-        (self._task,) = (task for task in tasks if (task / "comm").read_text() == "kpoll-w0\n")
-
-    def cpu_ns(self) -> int:
-        """Return the CPU time that it has had."""
-        return int((self._task / "schedstat").read_text().split()[0])
-
-    def state(self) -> str:
-        """Return R, S, ..."""
-        return (self._task / "stat").read_text().rpartition(")")[2].split()[0]
-
-    def await_sleep(self) -> None:
-        """Return once a tenth of a second went by in which it had no CPU at all."""
-        deadline = time.monotonic() + PATIENCE_S
-        before = None
-        while (now := self.cpu_ns()) != before:
-            assert time.monotonic() < deadline, "the worker doesn't come to rest"
-            before = now
-            time.sleep(0.1)
-
-
 def idle_then_kicked(daemon: Daemon, sock: Path) -> dict[str, Any]:
     """Leave a started queue alone, and then ask for one sector."""
-    worker = WorkerThread(daemon.pid)
     with Guest(sock) as guest:
         guest.request(IN, 0, length=512)
-        worker.await_sleep()
-        before, kicks = worker.cpu_ns(), guest.driver.kicks
-        time.sleep(IDLE_S)
-        idle = {"idle_cpu_ns": worker.cpu_ns() - before, "idle_state": worker.state()}
+        assert come_to_rest(daemon.pid, WORKER, PATIENCE_S), "the worker doesn't come to rest"
+        before, kicks = cost(daemon.pid, WORKER), guest.driver.kicks
+        time.sleep(IDLE_S)  # the measurement itself, not a wait for something to happen
+        (state,) = states(daemon.pid, WORKER)
+        idle = {"idle_cpu_ns": (cost(daemon.pid, WORKER) - before).cpu_ns, "idle_state": state}
         status, _ = guest.request(IN, 8, length=512)
         return {**idle, "woken_status": status, "woken_kicks": guest.driver.kicks - kicks}
 

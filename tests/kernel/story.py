@@ -23,6 +23,7 @@ import click
 import trio
 from rich.console import Console
 
+from tests.threads import Cost, come_to_rest, states
 from tests.vm.daemon import Daemon, kpoll_blk, parsed
 from tests.vm.guest import Guest, qemu, qemu_command, qemu_disk, timed
 from tests.vm.stage import CheckError, Stage
@@ -88,22 +89,6 @@ async def read_one_by_one(guest: Guest, daemon: Daemon, disk: str, reads: int) -
     )
 
 
-async def comes_to_rest(daemon: Daemon) -> None:
-    """Return once the worker has had no CPU for a tenth of a second.
-
-    Raises:
-        CheckError: when that does not happen.
-
-    """
-    with trio.move_on_after(REST_S):
-        before = None
-        while (now := daemon.cost(WORKER)) != before:
-            before = now
-            await trio.sleep(0.1)
-        return
-    raise CheckError(f"the worker comes to rest within {REST_S:g} s")
-
-
 async def write_and_verify(stage: Stage, guest: Guest) -> str:
     """Fill a file system and read it back from the disk; return the checksums."""
     stage.step(f"In the guest: a file system, {FILES} files of {FILE_MIB} MiB, sync; then read back from the disk")
@@ -147,13 +132,14 @@ async def compare(stage: Stage, guest: Guest, off: Daemon, polled: Daemon, poll:
 async def idle(stage: Stage, guest: Guest, daemon: Daemon) -> int:
     """Leave the disk alone, and then ask for one block; return how many kicks that took."""
     stage.step(f"In the guest: nothing, for {IDLE_S:g} s; then one read")
-    await comes_to_rest(daemon)
+    if not await trio.to_thread.run_sync(come_to_rest, daemon.child.pid, WORKER, REST_S):
+        raise CheckError(f"the worker comes to rest within {REST_S:g} s")
     before = daemon.cost(WORKER)
     await trio.sleep(IDLE_S)  # the measurement itself, not a wait for something to happen
     used = daemon.cost(WORKER) - before
     stage.check(
-        used.cpu_s == 0 and used.sleeps == 0 and daemon.states(WORKER) == {"S"},
-        f"the worker is asleep and has had {used.cpu_s * 1e3:.0f} ms of CPU: nobody polls for nothing",
+        used == Cost(0, 0) and states(daemon.child.pid, WORKER) == {"S"},
+        f"the worker is asleep and has had {used.cpu_ns / 1e6:.0f} ms of CPU: nobody polls for nothing",
     )
     woken = await read_one_by_one(guest, daemon, "vdb", 1)
     stage.check((woken.requests, woken.kicks) == (1, 1), "one read, one kick: it woke up and answered")

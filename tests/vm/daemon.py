@@ -14,26 +14,16 @@ from typing import IO, TYPE_CHECKING, Any
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.threads import cost
 from tests.vm.child import Child, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from tests.threads import Cost
+
 START_SECONDS = 120  # a second on a quiet machine; an emulated one with busy CPUs needs its time
 STOP_SECONDS = 30
-NS_PER_S = 1_000_000_000
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What threads have used so far."""
-
-    cpu_s: float
-    sleeps: int  # how often a thread gave up the CPU to wait: once per wake-up
-
-    def __sub__(self, earlier: Cost) -> Cost:
-        """Give what was used between two measurements."""
-        return Cost(self.cpu_s - earlier.cpu_s, self.sleeps - earlier.sleeps)
 
 
 @dataclass(frozen=True)
@@ -80,18 +70,7 @@ class Daemon:
 
     def cost(self, thread: str | None = None) -> Cost:
         """Return what the process has used so far: all of its threads, or those of one name."""
-        tasks = self._threads(thread)
-        ran = sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
-        sleeps = sum(_status(task, "voluntary_ctxt_switches") for task in tasks)
-        return Cost(ran / NS_PER_S, sleeps)
-
-    def states(self, thread: str) -> set[str]:
-        """Return what the threads of a name are doing, as the scheduler has it: S asleep, R running ..."""
-        return {(task / "stat").read_text().rpartition(")")[2].split()[0] for task in self._threads(thread)}
-
-    def _threads(self, name: str | None) -> list[Path]:
-        tasks = list(Path(f"/proc/{self.child.pid}/task").iterdir())
-        return [task for task in tasks if name is None or (task / "comm").read_text().strip() == name]
+        return cost(self.child.pid, thread)
 
 
 @asynccontextmanager
@@ -148,8 +127,3 @@ def parsed(line: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}
-
-
-def _status(task: Path, name: str) -> int:
-    line = next(line for line in (task / "status").read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1])
