@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "../../kernel/c/atomics.h"
+#include "../../kernel/c/signal_fd.h"
 #include "bench_blk.h"
 #include "bench_verify.h"
 
@@ -217,12 +218,8 @@ int bench_add_queue(struct bench *b, struct driver *d, int call_fd)
 
 void bench_stop(struct bench *b)
 {
-	const uint64_t one = 1;
-	ssize_t written;
-
-	store_release(&b->stopped, 1);                  /* pairs with bench_run()'s acquire */
-	written = write(b->stop_fd, &one, sizeof(one)); /* can only fail when it is signalled already */
-	(void)written;
+	store_release(&b->stopped, 1); /* pairs with bench_run()'s acquire */
+	signal_fd(b->stop_fd);
 }
 
 /* The next block to touch. The high half of a product scales a random number to a range without dividing. */

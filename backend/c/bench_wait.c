@@ -32,6 +32,7 @@
 #include <unistd.h>
 
 #include "../../kernel/c/atomics.h"
+#include "../../kernel/c/signal_fd.h"
 
 #define SPINS_PER_LOOK 1024 /* fruitless looks for an answer between looks at the clock */
 #define SLICE_NS 10000000   /* of idling, between looks whether to stop */
@@ -65,14 +66,6 @@ struct reading {
 	uint64_t now, waiter_ns, hog_ns;
 	struct wait_stats wait;
 };
-
-static void signal_fd(int fd)
-{
-	uint64_t one = 1;
-
-	if (write(fd, &one, sizeof(one)) < 0) /* only EAGAIN: 2^64 - 2 signals that nobody read */
-		return;
-}
 
 static enum wait_result blind_spin(struct stage *s)
 {
@@ -331,8 +324,7 @@ static int begin(struct stage *s)
 static void end(struct stage *s)
 {
 	store_release(&s->stop, 1);
-	if (s->kick_fd >= 0)
-		signal_fd(s->kick_fd); /* whatever it waits for: this ends every sleep */
+	signal_fd(s->kick_fd); /* whatever it waits for: this ends every sleep */
 	if (s->waiter.made)
 		pthread_join(s->waiter.thread, NULL);
 	if (s->hog.made)

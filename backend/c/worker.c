@@ -30,6 +30,7 @@
 #include <unistd.h>
 
 #include "../../kernel/c/atomics.h"
+#include "../../kernel/c/signal_fd.h"
 
 #define LANES 16
 #define NO_KICK_POLL_NS 200000 /* a driver without a kick descriptor wants to be polled (SET_VRING_KICK, bit 8) */
@@ -72,14 +73,6 @@ struct worker {
 	pthread_t thread;
 	uint32_t running; /* atomic: thread is valid */
 };
-
-static void tell(int fd)
-{
-	uint64_t one = 1;
-
-	if (write(fd, &one, sizeof(one)) < 0) /* only EAGAIN: 2^64 - 2 tellings that nobody read */
-		return;
-}
 
 int worker_create(struct worker **out, int strategy, uint32_t max_us)
 {
@@ -175,7 +168,7 @@ static int post(struct worker *w, struct command command)
 	w->commands_end = &c->next;
 	pthread_mutex_unlock(&w->lock);
 	store_release(&w->notified, 1); /* pairs with the acquire in worker_run() and in the wait set */
-	tell(w->mailbox_fd);
+	signal_fd(w->mailbox_fd);
 	return 0;
 }
 
@@ -238,7 +231,7 @@ static void start_queue(struct worker *w, const struct command *c)
 	} else {
 		virtq_notify_off(blk_queue_virtq(c->queue));
 	}
-	tell(w->event_fd);
+	signal_fd(w->event_fd);
 }
 
 static bool is_held(const struct worker *w, const struct blk_queue *q)
@@ -253,7 +246,7 @@ static void stop_queue(struct worker *w, struct blk_queue *q)
 {
 	if (!is_held(w, q)) { /* never started, for want of memory, or stopped already */
 		blk_queue_set_state(q, QUEUE_STOPPED);
-		tell(w->event_fd);
+		signal_fd(w->event_fd);
 		return;
 	}
 	/* Its words would stay true for ever now that nobody pops: out of the wait set at once. */
@@ -321,7 +314,7 @@ static void settle(struct worker *w)
 		released = true;
 	}
 	if (released)
-		tell(w->event_fd);
+		signal_fd(w->event_fd);
 }
 
 /* A broken queue's avail index never moves again: stop watching it, and tell. */
@@ -332,7 +325,7 @@ static void bury_broken(struct worker *w)
 
 		while ((q = blk_lane_broken(w->lanes[i])) != NULL) {
 			wait_set_del(&w->wait, q);
-			tell(w->event_fd);
+			signal_fd(w->event_fd);
 		}
 	}
 }

@@ -18,6 +18,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "../../kernel/c/signal_fd.h"
 #include "engine.h"
 #include "helper.h"
 #include "sync.h"
@@ -26,7 +27,7 @@
 
 struct io_helper {
 	struct io_target *target;
-	int event_fd;
+	int event_fd;  /* never read, so it only ever rises; 2^64 - 2 completions are out of reach */
 	unsigned here; /* the worker's own count: handed in and not come back */
 	int (*submit)(struct io_engine *e, struct io_req *r);
 	struct io_engine *engine; /* what submit is called with */
@@ -49,15 +50,6 @@ static void done_push(struct io_helper *h, struct io_req *r)
 	h->done.last = r;
 	if (!h->done.first)
 		store_release(&h->done.first, r); /* pairs with load_acquire in io_helper_reap() */
-}
-
-static void done_signal(struct io_helper *h)
-{
-	const uint64_t one = 1;
-
-	/* Never read, so it only ever rises; 2^64 - 2 completions are out of reach, and EAGAIN would still mean "signalled". */
-	while (write(h->event_fd, &one, sizeof(one)) < 0 && errno == EINTR)
-		;
 }
 
 static void *helper_main(void *arg)
@@ -90,7 +82,7 @@ static void *helper_main(void *arg)
 		pthread_mutex_lock(&h->lock);
 		done_push(h, r);
 		pthread_mutex_unlock(&h->lock);
-		done_signal(h);
+		signal_fd(h->event_fd);
 		pthread_mutex_lock(&h->lock);
 	}
 	pthread_mutex_unlock(&h->lock);
@@ -134,7 +126,7 @@ void io_helper_queue(struct io_helper *h, struct io_req *r)
 		r->res = ret;
 		done_push(h, r);
 		pthread_mutex_unlock(&h->lock);
-		done_signal(h);
+		signal_fd(h->event_fd);
 	}
 }
 

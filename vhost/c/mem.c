@@ -28,6 +28,7 @@
 #include <unistd.h>
 
 #include "../../kernel/c/atomics.h"
+#include "../../kernel/c/signal_fd.h"
 
 struct mem_map {
 	uint8_t *base;   /* page-aligned start of the mapping; atomic, NULL: not mapped (any more, or yet) */
@@ -176,14 +177,13 @@ static void sigbus_handler(int sig, siginfo_t *info, void *context)
 
 	if (map) {
 		size_t from = (size_t)((uint8_t *)info->si_addr - map->base) & ~(map->page - 1);
-		uint64_t one = 1;
 
 		if (mmap(map->base + from, map->bytes - from, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) != MAP_FAILED) {
 			store_release(&map->broken, 1);
 			__atomic_fetch_add(&broken_count, 1, __ATOMIC_RELEASE);
 			/* Wakes whoever found the hole on the way to sleep. A full counter: everybody has been told. */
-			(void)!write(broken_fd, &one, sizeof(one));
+			signal_fd(broken_fd);
 			errno = saved;
 			return;
 		}

@@ -14,8 +14,8 @@
 #include <errno.h>
 #include <linux/virtio_config.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "../../kernel/c/signal_fd.h"
 #include "virtq_ring.h"
 
 static const char *const fault_names[VIRTQ_FAULT_COUNT] = {
@@ -39,15 +39,6 @@ static const char *const fault_names[VIRTQ_FAULT_COUNT] = {
 const char *virtq_fault_name(enum virtq_fault fault)
 {
 	return (unsigned)fault < VIRTQ_FAULT_COUNT ? fault_names[fault] : "unknown";
-}
-
-static void signal_fd(int fd)
-{
-	uint64_t one = 1;
-
-	/* Nothing to do about a failure: a full counter or pipe means that the other side has been told already. */
-	if (fd >= 0 && write(fd, &one, sizeof(one)) < 0)
-		return;
 }
 
 int virtq_fail(struct virtq *q, enum virtq_fault fault)
