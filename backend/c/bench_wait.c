@@ -33,6 +33,7 @@
 
 #include "../../kernel/c/atomics.h"
 #include "../../kernel/c/signal_fd.h"
+#include "bench_verify.h"
 
 #define SPINS_PER_LOOK 1024 /* fruitless looks for an answer between looks at the clock */
 #define SLICE_NS 10000000   /* of idling, between looks whether to stop */
@@ -76,10 +77,9 @@ static enum wait_result blind_spin(struct stage *s)
 
 static void *waiter_main(void *arg)
 {
-	bool blind;
 	struct stage *s = arg;
+	bool blind = s->cfg->strategy == BENCH_WAIT_BLIND;
 
-	blind = s->cfg->strategy == BENCH_WAIT_BLIND;
 	store_release(&s->waiter.tid, gettid());
 	while (!load_acquire(&s->stop)) { /* pairs with end(), which signals after it */
 		enum wait_result result = blind ? blind_spin(s) : wait_set_wait(&s->set, -1);
@@ -211,14 +211,6 @@ static int request(struct stage *s)
 	return 0;
 }
 
-static uint64_t next_random(struct stage *s)
-{
-	s->random ^= s->random << 13; /* xorshift64 (Marsaglia 2003) */
-	s->random ^= s->random >> 7;
-	s->random ^= s->random << 17;
-	return s->random;
-}
-
 /* Requests with pauses between them, for so long. The pauses spin: a sleep would have its own latency. */
 static int send_for(struct stage *s, uint64_t ns)
 {
@@ -230,7 +222,7 @@ static int send_for(struct stage *s, uint64_t ns)
 
 		if (rc < 0)
 			return rc;
-		pause = think / 2 + (think ? next_random(s) % think : 0);
+		pause = think / 2 + (think ? bench_random(&s->random) % think : 0);
 		for (since = now_ns(); now_ns() - since < pause && !stopped(s);)
 			cpu_relax();
 	}
