@@ -155,12 +155,7 @@ static int take(struct stage *s, struct reading *r)
 	r->hog_ns = 0;
 	if (rc == 0 && s->hog.made)
 		rc = cpu_ns(s->hog.tid, &r->hog_ns);
-	r->wait = (struct wait_stats){
-		.hits = load_relaxed(&s->set.stats.hits),
-		.gave_way = load_relaxed(&s->set.stats.gave_way),
-		.timeouts = load_relaxed(&s->set.stats.timeouts),
-		.sleeps = load_relaxed(&s->set.stats.sleeps),
-	};
+	r->wait = wait_set_stats(&s->set);
 	r->now = now_ns();
 	return rc;
 }

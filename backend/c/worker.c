@@ -373,10 +373,7 @@ void worker_stats(struct worker *w, struct worker_stats *out)
 	struct timespec ts;
 	clockid_t clock;
 
-	out->wait.hits = load_relaxed(&w->wait.stats.hits);
-	out->wait.gave_way = load_relaxed(&w->wait.stats.gave_way);
-	out->wait.timeouts = load_relaxed(&w->wait.stats.timeouts);
-	out->wait.sleeps = load_relaxed(&w->wait.stats.sleeps);
+	out->wait = wait_set_stats(&w->wait);
 	out->kicks = load_relaxed(&w->stats.kicks);
 	out->cpu_ns = 0;
 	if (load_acquire(&w->running) && pthread_getcpuclockid(w->thread, &clock) == 0 &&

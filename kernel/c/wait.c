@@ -137,6 +137,16 @@ void wait_set_del(struct wait_set *ws, const void *cookie)
 	}
 }
 
+struct wait_stats wait_set_stats(const struct wait_set *ws)
+{
+	return (struct wait_stats){
+		.hits = load_relaxed(&ws->stats.hits),
+		.gave_way = load_relaxed(&ws->stats.gave_way),
+		.timeouts = load_relaxed(&ws->stats.timeouts),
+		.sleeps = load_relaxed(&ws->stats.sleeps),
+	};
+}
+
 void wait_arm_all(const struct wait_set *ws)
 {
 	for (unsigned i = 0; i < ws->count; i++)

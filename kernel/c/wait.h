@@ -103,6 +103,9 @@ bool wait_set_word_wakes(const struct wait_set *ws, uint64_t addr);
  */
 enum wait_result wait_set_wait(struct wait_set *ws, int64_t timeout_ns);
 
+/* wait_set_stats() - The counters so far, from any thread */
+struct wait_stats wait_set_stats(const struct wait_set *ws);
+
 /* wait_word_true() - Does the condition hold now? Reads the word once (with F_INDIRECT the pair first). */
 bool wait_word_true(const struct eventfd_poll_info *word);
 
