@@ -98,8 +98,8 @@ int worker_create(struct worker **out, int strategy, uint32_t max_us)
 	};
 	if (rc == 0)
 		rc = wait_set_add(&w->wait, w->mailbox_fd, word, w, NULL);
-	if (rc == 0 &&
-	    mem_broken_fd() >= 0) /* memory may turn out to be gone while doorbells are armed, just before a sleep */
+	/* Memory may turn out to be gone while doorbells are armed, just before a sleep. */
+	if (rc == 0 && mem_broken_fd() >= 0)
 		rc = wait_set_add(&w->wait, mem_broken_fd(), NULL, w, NULL);
 	if (rc < 0) {
 		worker_destroy(w);

@@ -16,8 +16,9 @@
  * Blocking: with RWF_NOWAIT the kernel answers -EAGAIN instead of blocking in io_submit(2). Direct I/O is then submitted
  * again without that flag by a helper thread: what blocks is the submission (a write into a hole allocates), and the
  * transfer itself stays asynchronous; carried out with pwrite(2) there, writes to a sparse file would hold the inode's
- * lock one after the other. What goes through the page cache is carried out by the helper. Without RWF_NOWAIT, direct I/O may block for a moment (allocation, tags), which is accepted; the page
- * cache would block for as long as the disk takes, so there the helper does it all.
+ * lock one after the other. What goes through the page cache is carried out by the helper. Without RWF_NOWAIT, direct I/O
+ * may block for a moment (allocation, tags), which is accepted; the page cache would block for as long as the disk takes,
+ * so there the helper does it all.
  */
 #include <errno.h>
 #include <linux/fs.h>
