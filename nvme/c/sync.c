@@ -135,7 +135,7 @@ static int sync_rw(struct io_target *t, struct io_req *r, struct io_bounce *b)
 	return ret;
 }
 
-static int write_zeros(struct io_target *t, const struct io_req *r)
+static int write_zeros(const struct io_target *t, const struct io_req *r)
 {
 	static uint8_t zeros[1 << 16] __attribute__((aligned(4096))); /* never written */
 	int fd = t->fd_buffered >= 0 && io_range_misaligned(t, r->offset, r->len) ? t->fd_buffered : t->fd;
@@ -156,7 +156,7 @@ static int write_zeros(struct io_target *t, const struct io_req *r)
 	return 0;
 }
 
-static int sys_fallocate(struct io_target *t, int mode, const struct io_req *r)
+static int sys_fallocate(const struct io_target *t, int mode, const struct io_req *r)
 {
 	int ret;
 
@@ -166,14 +166,14 @@ static int sys_fallocate(struct io_target *t, int mode, const struct io_req *r)
 	return ret < 0 ? -errno : 0;
 }
 
-static int block_ioctl(struct io_target *t, unsigned long request, const struct io_req *r)
+static int block_ioctl(const struct io_target *t, unsigned long request, const struct io_req *r)
 {
 	uint64_t range[2] = { r->offset, r->len };
 
 	return ioctl(t->fd, request, range) < 0 ? -errno : 0;
 }
 
-static int sync_discard(struct io_target *t, const struct io_req *r)
+static int sync_discard(const struct io_target *t, const struct io_req *r)
 {
 	/* On a block device PUNCH_HOLE means "zero, and deallocate if that zeroes", which is not what a discard promises. */
 	if (t->block_device)
@@ -181,7 +181,7 @@ static int sync_discard(struct io_target *t, const struct io_req *r)
 	return sys_fallocate(t, FALLOC_FL_PUNCH_HOLE, r);
 }
 
-static int sync_write_zeroes(struct io_target *t, const struct io_req *r)
+static int sync_write_zeroes(const struct io_target *t, const struct io_req *r)
 {
 	int ret = -EOPNOTSUPP;
 
