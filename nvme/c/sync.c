@@ -83,7 +83,8 @@ static void bounce_copy(uint8_t *buf, const struct iovec *iov, size_t len, bool 
 	}
 }
 
-static int rw_bounced(struct io_target *t, struct io_req *r, struct iovec **iov, uint32_t *count, struct io_bounce *b)
+static int rw_bounced(const struct io_target *t, struct io_req *r, struct iovec **iov, uint32_t *count,
+		      struct io_bounce *b)
 {
 	bool write = r->op == IO_WRITE;
 
