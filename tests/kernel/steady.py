@@ -1,13 +1,12 @@
 """Run inside the test VM: the daemon under steady load, then idle, then kicked once; prints what was seen, as JSON.
 
-`python -m tests.kernel.steady STRATEGY DISK REQUESTS`. The worker has CPU 1 for itself (isolcpus=1).
+`python -m tests.kernel.steady STRATEGY DISK REQUESTS`. The worker has a CPU for itself (quiet.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import socket
 import subprocess
@@ -18,19 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from tests.cli.harness import IN, KPOLL, Daemon, Guest
+from tests.kernel.quiet import OTHER_CPU, SPIN_US, WORKER, WORKER_CPU, leave_the_worker_alone
 from tests.threads import come_to_rest, cost, states
 
-WORKER = "kpoll-w0"
-QUIET_CPU = 1
-POLL_MAX_US = 1_000_000  # TCG stops a CPU for that long now and then
 IDLE_S = 2.0
 PATIENCE_S = 60.0
 
 
 def bench(sock: Path, requests: int) -> dict[str, Any]:
     """Read at random, one request at a time, from a driver that never sleeps."""
-    words = ["--socket-path", str(sock), "--requests", str(requests), "--iodepth", "1", "--wait", "poll", "--cpu", "0"]
-    run = subprocess.run([KPOLL, "bench", "blk", *words, "--json"], stdout=subprocess.PIPE, check=True)
+    words = ["--socket-path", str(sock), "--requests", str(requests), "--iodepth", "1", "--wait", "poll"]
+    words += ["--cpu", str(OTHER_CPU), "--json"]
+    run = subprocess.run([KPOLL, "bench", "blk", *words], stdout=subprocess.PIPE, check=True)
     report: dict[str, Any] = json.loads(run.stdout)
     return report
 
@@ -56,15 +54,6 @@ def most_signals(pid: int) -> int:
     return max(int(count, 16) for count in counts)
 
 
-def leave_the_worker_alone() -> None:
-    """Move to CPU 0, from where it would end spins (as it should), what isolcpus leaves on CPU 1; but not us."""
-    os.sched_setaffinity(0, {0, QUIET_CPU})
-    Path("/sys/devices/virtual/workqueue/cpumask").write_text("1")
-    for comm in Path("/proc").glob("[0-9]*/comm"):
-        if comm.read_text() in ("rcu_sched\n", "rcu_preempt\n"):
-            os.sched_setaffinity(int(comm.parent.name), {0})
-
-
 def idle_then_kicked(daemon: Daemon, sock: Path) -> dict[str, Any]:
     """Leave a started queue alone, and then ask for one sector."""
     with Guest(sock) as guest:
@@ -83,7 +72,7 @@ def main(strategy: str, disk: str, requests: int) -> None:
     leave_the_worker_alone()
     with tempfile.TemporaryDirectory() as folder:
         sock, metrics = Path(folder) / "s", Path(folder) / "m"
-        options = ["--engine", "aio", "--poll", strategy, "--poll-max-us", str(POLL_MAX_US), "--cpus", str(QUIET_CPU)]
+        options = ["--engine", "aio", "--poll", strategy, "--poll-max-us", str(SPIN_US), "--cpus", str(WORKER_CPU)]
         with Daemon("blk", *options, "--blk-file", disk, "--socket-path", sock, "--metrics-socket", metrics) as daemon:
             started = daemon.logged("started")
             daemon.logged("listening")

@@ -23,15 +23,12 @@ import click
 import trio
 from rich.console import Console
 
+from tests.kernel.quiet import OPTIONS, OTHER_CPU, SPIN_US, WORKER, WORKER_CPU, leave_the_worker_alone, spin_for
 from tests.threads import Cost, come_to_rest, states
 from tests.vm.daemon import Daemon, kpoll_blk, parsed
 from tests.vm.guest import Guest, qemu, qemu_command, qemu_disk, timed
 from tests.vm.stage import CheckError, Stage
 
-WORKER = "kpoll-w0"
-WORKER_CPU, OTHER_CPU = 1, 0
-# Far more than one would allow on a machine: here every CPU is emulated, and stands still for milliseconds at times.
-SPIN_US = 1_000_000
 FILES, FILE_MIB = 4, 2
 READS = 2000
 FEW = READS // 10  # on a busy host even an isolated CPU has other things to do now and then, and then a spin ends
@@ -41,12 +38,7 @@ REST_S = 60.0
 
 def vm_options(poll: str) -> list[str]:
     """Return what kernel/vm/run needs to know to make this story's VM: two disks, and a CPU for the worker alone."""
-    sysctl = {"kernel": "fs.eventfd_busy_poll", "module": "net.core.busy_poll"}[poll]
-    return [
-        *("--nvme", "64M", "--nvme", "64M"),
-        *("--sysctl", f"{sysctl}={SPIN_US}", "--sysctl", "vm.stat_interval=3600"),
-        *("--append", f"isolcpus={WORKER_CPU} nowatchdog"),
-    ]
+    return ["--nvme", "64M", "--nvme", "64M", *OPTIONS, *spin_for(poll, SPIN_US)]
 
 
 def vm_command(poll: str) -> list[str]:
@@ -162,14 +154,6 @@ async def serve(stage: Stage, stack: AsyncExitStack, folder: Path, device: str, 
     return daemon
 
 
-def leave_the_worker_alone() -> None:
-    """Move to the other CPU what would end spins on the worker's; isolcpus=1 leaves these where they are."""
-    Path("/sys/devices/virtual/workqueue/cpumask").write_text(f"{1 << OTHER_CPU:x}")
-    for comm in Path("/proc").glob("[0-9]*/comm"):
-        if comm.read_text() == "rcu_sched\n":
-            os.sched_setaffinity(int(comm.parent.name), {OTHER_CPU})
-
-
 def verify_below(stage: Stage, device: str, sums: str) -> None:
     """Look at the NVMe disk itself, without kpoll and the guest."""
     stage.step("In the VM: the guest is off; what is on the NVMe disk?")
@@ -196,7 +180,6 @@ async def tell(stage: Stage, poll: str) -> dict[str, object]:
 
     """
     leave_the_worker_alone()
-    os.sched_setaffinity(0, {OTHER_CPU, WORKER_CPU})  # isolcpus may have taken it from us; the worker may have it
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kpoll-")))
         stage.step(f"In the VM: two NVMe disks, two kpoll; --poll off, and --poll {poll}")

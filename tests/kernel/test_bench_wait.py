@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.kernel.quiet import spin_for
 from tests.kernel.vm import SLOWER, vm_ok
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def strategies(patched: str, patched_module: Compiled) -> dict[str, Any]:
     """Measure all strategies on the patched kernel, which takes the module too, in one run of the VM."""
     options = (
         *("--append", "isolcpus=1", "--module", str(patched_module.file)),
-        *("--sysctl", f"fs.eventfd_busy_poll={BUDGET_US}", "--sysctl", f"net.core.busy_poll={BUDGET_US}"),
+        *(*spin_for("kernel", BUDGET_US), *spin_for("module", BUDGET_US)),
     )
     said = vm_ok("taskset", "-c", "0,1", *BENCH, *LOAD, kernel=patched, options=options, seconds=300)
     print(said)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.kernel.quiet import OPTIONS, SPIN_US, spin_for
 from tests.kernel.vm import TOP, vm_ok
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ SOURCES = [
 PROGRAMS = [TOP / "tests" / "c" / "test_wait.c", TOP / "tests" / "c" / "test_worker.c"]
 REQUESTS = 20_000  # on null_blk: a disk that answers at once
 REAL_REQUESTS = 200  # on the NVMe disk that QEMU emulates
-# CPU 1 is the worker's. What periodic business the kernel has there would end spins, as it should.
-QUIET = ("--append", "isolcpus=1 nowatchdog", "--sysctl", "vm.stat_interval=3600")
 
 
 class Host:
@@ -35,12 +34,11 @@ class Host:
         self.strategy = strategy
         self._kernel = kernel
         self._insmod = () if module is None else ("--module", str(module.file))
-        self._sysctl = "fs.eventfd_busy_poll" if module is None else "net.core.busy_poll"
 
     def run(self, script: str, *options: str, spin_us: int) -> str:
         """Run a shell script there."""
-        poll = ("--sysctl", f"{self._sysctl}={spin_us}")
-        return vm_ok("sh", "-ec", script, kernel=self._kernel, options=(*self._insmod, *poll, *options), seconds=400)
+        options = (*self._insmod, *spin_for(self.strategy, spin_us), *options)
+        return vm_ok("sh", "-ec", script, kernel=self._kernel, options=options, seconds=400)
 
 
 @pytest.fixture(scope="module", params=["kernel", "module"])
@@ -76,7 +74,7 @@ def test_the_wait_set_and_the_worker_keep_their_contracts(host: Host, programs: 
 def load(host: Host, disk: str, requests: int, *options: str) -> dict[str, Any]:
     """Drive the daemon in the VM; see steady.py."""
     script = f"{sys.executable} -m tests.kernel.steady {host.strategy} {disk} {requests}"
-    seen: dict[str, Any] = json.loads(host.run(script, *QUIET, *options, spin_us=1_000_000).splitlines()[-1])
+    seen: dict[str, Any] = json.loads(host.run(script, *OPTIONS, *options, spin_us=SPIN_US).splitlines()[-1])
     print(seen)
     assert (seen["poll"], seen["requests"], seen["exit"]) == (host.strategy, requests, 0)
     return seen
