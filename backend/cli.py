@@ -16,13 +16,10 @@ import click
 from kpoll.kernel.probe import probe_kernel
 
 from .config import (
-    POLL_US_DEFAULT,
-    POLL_US_MAX,
     BlkConfig,
     LogConfig,
     MetricsConfig,
     SocketConfig,
-    choose_poll,
     default_num_queues,
     parse_cpus,
     parse_host_port,
@@ -31,6 +28,7 @@ from .config import (
     parse_size,
 )
 from .errors import KpollError
+from .poll import POLL_US_DEFAULT, POLL_US_MAX, choose_poll
 
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from .config import PollConfig
+    from .poll import PollConfig
 
 _STRATEGIES: Final = {"off": "WAIT_OFF", "user": "WAIT_USER", "kernel": "WAIT_KERNEL", "module": "WAIT_MODULE"}
 

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from kpoll.backend.bench.blk import BlkLoad, run_blk, type_rw, type_wait
 from kpoll.backend.bench.wait import WaitLoad, run_wait, type_strategy
-from kpoll.backend.config import POLL_US_DEFAULT, parse_size
+from kpoll.backend.config import parse_size
 from kpoll.backend.errors import KpollError, UsageError, os_reason
+from kpoll.backend.poll import POLL_US_DEFAULT
 
 if TYPE_CHECKING:
     from kpoll.backend.bench.report import Report

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 import trio
 
 from kpoll.backend.bench.wait_report import Measured, Row, WaitReport
-from kpoll.backend.config import POLL_US_DEFAULT, POLL_US_MAX, choose_poll
 from kpoll.backend.errors import KpollError, UsageError
+from kpoll.backend.poll import POLL_US_DEFAULT, POLL_US_MAX, choose_poll
 from kpoll.kernel.probe import KernelFacts, probe_kernel
 from kpoll.vhost._core import ffi, lib
 

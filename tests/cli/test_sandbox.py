@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kpoll.backend import daemon as daemon_module
-from kpoll.backend.config import BlkConfig, SocketConfig, choose_poll
+from kpoll.backend.config import BlkConfig, SocketConfig
 from kpoll.backend.errors import KpollError
+from kpoll.backend.poll import choose_poll
 from kpoll.backend.sandbox import Sandbox
 from kpoll.kernel.probe import KernelFacts
 from tests.cli.harness import IN, SECTOR, Daemon, Guest
