@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -90,16 +89,9 @@ def test_we_do_not_write_to_what_qemu_serves(tmp_path: Path, image: Path) -> Non
         qemu.communicate("quit\n", timeout=PATIENCE_S)
 
 
-def test_a_block_device_that_somebody_has_exclusively_is_only_read(tmp_path: Path, image: Path) -> None:
-    losetup = shutil.which("losetup", path=f"{os.environ['PATH']}:/sbin:/usr/sbin")
-    if losetup is None or os.geteuid() != 0:
-        pytest.skip("a loop device takes root and losetup")
-    made = subprocess.run([losetup, "--find", "--show", image], capture_output=True, text=True, check=False)
-    if made.returncode:
-        pytest.skip(f"no loop device to be had: {made.stderr.strip()}")
-    device = made.stdout.strip()
-    arguments = ("--socket-path", tmp_path / "s", "--blk-file", device)
-    holder = os.open(device, os.O_RDONLY | os.O_EXCL)  # as a mount does
+def test_a_block_device_that_somebody_has_exclusively_is_only_read(tmp_path: Path, loop_device: Path) -> None:
+    arguments = ("--socket-path", tmp_path / "s", "--blk-file", loop_device)
+    holder = os.open(loop_device, os.O_RDONLY | os.O_EXCL)  # as a mount does
     try:
         assert "is mounted or used exclusively" in refused("blk", *arguments, code=1)
         with Daemon("blk", *arguments, "--read-only") as daemon:
@@ -107,4 +99,3 @@ def test_a_block_device_that_somebody_has_exclusively_is_only_read(tmp_path: Pat
             assert daemon.stop() == 0
     finally:
         os.close(holder)
-        subprocess.run([losetup, "--detach", device], check=True)

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from kpoll.vhost.messages import BackendRequest
 from tests.cli.harness import IN, OUT, SECTOR, Daemon, Guest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 MIB = 1 << 20
 
@@ -32,20 +27,6 @@ def image(tmp_path: Path) -> Path:
 @pytest.fixture
 def sock(tmp_path: Path) -> Path:
     return tmp_path / "s"
-
-
-@pytest.fixture
-def loop_device(image: Path) -> Iterator[Path]:
-    losetup = shutil.which("losetup", path=f"{os.environ['PATH']}:/sbin:/usr/sbin")
-    if losetup is None or os.geteuid() != 0:
-        pytest.skip("a loop device takes root and losetup")
-    made = subprocess.run([losetup, "--find", "--show", image], capture_output=True, text=True, check=False)
-    if made.returncode:
-        pytest.skip(f"no loop device to be had: {made.stderr.strip()}")
-    device = image.parent / "disk"
-    device.symlink_to(made.stdout.strip())
-    yield device
-    subprocess.run([losetup, "--detach", made.stdout.strip()], check=True)
 
 
 @pytest.mark.parametrize("sandbox", ["on", "off"])
@@ -97,12 +78,14 @@ def test_shrinking_is_logged_and_not_passed_on(sock: Path, image: Path) -> None:
 
 
 def test_a_block_device_that_grows_says_so_by_uevent(sock: Path, image: Path, loop_device: Path) -> None:
-    with Daemon("blk", "--socket-path", sock, "--blk-file", loop_device) as daemon:
+    link = image.parent / "disk"
+    link.symlink_to(loop_device)
+    with Daemon("blk", "--socket-path", sock, "--blk-file", link) as daemon:
         daemon.logged("listening")
         with Guest(sock) as guest:
             assert guest.capacity == MIB // SECTOR
             os.truncate(image, 2 * MIB)
-            subprocess.run(["losetup", "--set-capacity", os.path.realpath(loop_device)], check=True)
+            subprocess.run(["losetup", "--set-capacity", loop_device], check=True)
             assert guest.told() is BackendRequest.CONFIG_CHANGE_MSG
             assert guest.capacity == 2 * MIB // SECTOR
         assert daemon.stop() == 0
