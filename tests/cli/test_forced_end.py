@@ -5,13 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import struct
 import time
 from pathlib import Path
 
 import pytest
 
-from kpoll.vhost.driver import Buffer
 from tests.cli.harness import IN, PATIENCE_S, SECTOR, Daemon, Guest
 
 EVENTFD_FULL = 2**64 - 2
@@ -31,13 +29,11 @@ def block_a_worker(guest: Guest, pid: int) -> None:
     call = guest.driver.vring.call_fd
     fcntl.fcntl(call, fcntl.F_SETFL, fcntl.fcntl(call, fcntl.F_GETFL) & ~os.O_NONBLOCK)
     os.eventfd_write(call, EVENTFD_FULL)
-    struct.pack_into("<IIQ", guest.data.mmap, 0, IN, 0, 0)
-    guest.driver.add([Buffer(guest.data.gpa, 16)], [Buffer(guest.data.gpa + 16, SECTOR + 1)], 0)
-    guest.driver.publish()
+    guest.submit(IN, 0, length=SECTOR)
     deadline = time.monotonic() + PATIENCE_S
     while not stuck_worker(pid):
         assert time.monotonic() < deadline, "no worker is stuck"
-        time.sleep(0.01)
+        time.sleep(0.01)  # between two looks: nobody tells that a thread is stuck
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["after_a_while", "at_the_second_signal"])
