@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 
     from .poll import PollConfig
 
-_STRATEGIES: Final = {"off": "WAIT_OFF", "user": "WAIT_USER", "kernel": "WAIT_KERNEL", "module": "WAIT_MODULE"}
+STRATEGIES: Final[dict[str, int]] = {
+    "off": lib.WAIT_OFF,
+    "user": lib.WAIT_USER,
+    "module": lib.WAIT_MODULE,
+    "kernel": lib.WAIT_KERNEL,
+}
+"""--poll's strategies as the wait set's `enum wait_strategy`."""
 
 # What a thread may not have blocked: a fault of its own instructions (a guest memfd that was truncated is a SIGBUS).
 _SYNCHRONOUS: Final = {signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP}
@@ -56,7 +62,7 @@ class Worker:
     def __init__(self, index: int, poll: PollConfig, cpu: int | None, log: FilteringBoundLogger) -> None:
         """Prepare worker number `index`, to be pinned to `cpu` if that isn't None. Raises KpollError."""
         out = ffi.new("struct worker **")
-        error = -lib.worker_create(out, getattr(lib, _STRATEGIES[poll.strategy]), poll.max_us)
+        error = -lib.worker_create(out, STRATEGIES[poll.strategy], poll.max_us)
         if error:
             raise KpollError(f"a worker that waits with --poll {poll.strategy} can't be made: {os.strerror(error)}")
         self.index = index

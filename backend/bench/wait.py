@@ -17,6 +17,7 @@ import trio
 from kpoll.backend.bench.wait_report import Measured, Row, WaitReport
 from kpoll.backend.errors import KpollError, UsageError
 from kpoll.backend.poll import POLL_US_DEFAULT, POLL_US_MAX, choose_poll
+from kpoll.backend.worker import STRATEGIES
 from kpoll.kernel.probe import KernelFacts, probe_kernel
 from kpoll.vhost._core import ffi, lib
 
@@ -26,13 +27,7 @@ if TYPE_CHECKING:
 type_strategy = Literal["off", "user", "module", "kernel", "blind"]
 type_situation = Literal["traffic", "idle", "hog"]
 
-_STRATEGIES: Final[dict[type_strategy, int]] = {
-    "off": lib.WAIT_OFF,
-    "user": lib.WAIT_USER,
-    "module": lib.WAIT_MODULE,
-    "kernel": lib.WAIT_KERNEL,
-    "blind": lib.BENCH_WAIT_BLIND,
-}
+_STRATEGIES: Final = {**STRATEGIES, "blind": lib.BENCH_WAIT_BLIND}
 _NS: Final = 1_000_000_000
 _HOG_US: Final = 1000  # least budget of a spin beside a hog: more than a scheduler's slice would hide a greedy one
 _WARMUP: Final = 0.05  # seconds, and what the adaptation needs to learn that traffic has begun or ended
@@ -238,7 +233,7 @@ def run_wait(load: WaitLoad, progress: Callable[[str], None]) -> WaitReport:
     """
     cpus = choose_cpus(load)
     kernel = probe_kernel()
-    reasons = {name: missing(name, load, kernel) for name in load.strategies or _STRATEGIES}
+    reasons = {name: missing(name, load, kernel) for name in load.strategies or get_args(type_strategy)}
     for name in load.strategies:
         if reasons[name] is not None:
             raise KpollError(f"--strategy {name}: {reasons[name]}")
