@@ -6,9 +6,9 @@ import os
 import signal
 import socket
 import stat
-import time
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,7 +18,10 @@ from kpoll.vhost.features import VirtioFeature
 from kpoll.vhost.frontend import Frontend, FrontendError
 from kpoll.vhost.messages import BackendRequest, Request
 from kpoll.vhost.payloads import U64
-from tests.cli.harness import FLUSH, IN, OUT, PATIENCE_S, SECTOR, Daemon, Guest
+from tests.cli.harness import FLUSH, IN, OUT, SECTOR, Daemon, Guest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 VERSION_1 = VirtioFeature.VIRTIO_F_VERSION_1
 
@@ -122,17 +125,23 @@ def test_a_front_end_that_reconnects_at_once_is_served(sock: Path, image: Path) 
     assert not [line for line in daemon.log if line["event"] == "frontend_refused"]
 
 
-def test_a_listening_fd_is_listened_on_again_and_again(image: Path, sock: Path) -> None:
+@pytest.fixture
+def listener(sock: Path) -> Iterator[int]:
+    """Give the descriptor of a socket that is listened on already: a guest may come before the daemon is up."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(sock))
         listener.listen()
-        with Daemon("blk", "--fd", str(listener.fileno()), "--blk-file", image, pass_fds=[listener.fileno()]) as daemon:
-            assert daemon.logged("listening")["socket"] == f"fd {listener.fileno()}"
-            for _ in range(2):
-                with Guest(sock) as guest:
-                    assert guest.request(IN, 0, length=SECTOR)[0] == 0
-                daemon.logged("frontend_disconnected")
-            assert daemon.stop() == 0
+        yield listener.fileno()
+
+
+def test_a_listening_fd_is_listened_on_again_and_again(image: Path, sock: Path, listener: int) -> None:
+    with Daemon("blk", "--fd", str(listener), "--blk-file", image, pass_fds=[listener]) as daemon:
+        assert daemon.logged("listening")["socket"] == f"fd {listener}"
+        for _ in range(2):
+            with Guest(sock) as guest:
+                assert guest.request(IN, 0, length=SECTOR)[0] == 0
+            daemon.logged("frontend_disconnected")
+        assert daemon.stop() == 0
     assert sock.exists(), "the path belongs to whoever made it"
 
 
@@ -335,29 +344,20 @@ def test_the_configuration_space_can_be_written_only_where_it_is_writable(sock: 
         assert daemon.stop() == 0
 
 
-def _wait_for(path: Path) -> None:
-    """Wait for a path without a log to tell of it."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def test_a_log_reader_that_went_away_does_not_stop_the_disk(sock: Path, image: Path) -> None:
+def test_a_log_reader_that_went_away_does_not_stop_the_disk(sock: Path, image: Path, listener: int) -> None:
     ready, written = os.pipe()
     os.close(ready)
     with open(written, "wb") as nobody_reads:  # noqa: PTH123 - a descriptor, no path
-        args = ("blk", "--socket-path", sock, "--blk-file", image)
-        daemon = Daemon(*args, stderr=nobody_reads)
+        args = ("blk", "--fd", str(listener), "--blk-file", image)
+        daemon = Daemon(*args, stderr=nobody_reads, pass_fds=[listener])
     with daemon:
-        _wait_for(sock)
         with Guest(sock) as guest:
             assert guest.request(IN, 0, length=SECTOR)[0] == 0
         daemon.signal(signal.SIGTERM)
         assert daemon.wait() == 0
 
 
-def test_a_log_reader_that_stalls_does_not_stop_the_disk(sock: Path, image: Path) -> None:
+def test_a_log_reader_that_stalls_does_not_stop_the_disk(sock: Path, image: Path, listener: int) -> None:
     ready, written = os.pipe()
     os.set_blocking(written, False)
     with suppress(BlockingIOError):
@@ -365,8 +365,8 @@ def test_a_log_reader_that_stalls_does_not_stop_the_disk(sock: Path, image: Path
             os.write(written, b"x" * 4096)
     os.set_blocking(written, True)
     with open(ready, "rb"), open(written, "wb") as nobody_reads:  # noqa: PTH123 - descriptors, no paths
-        with Daemon("blk", "--socket-path", sock, "--blk-file", image, stderr=nobody_reads) as daemon:
-            _wait_for(sock)
+        args = ("blk", "--fd", str(listener), "--blk-file", image)
+        with Daemon(*args, stderr=nobody_reads, pass_fds=[listener]) as daemon:
             with Guest(sock) as guest:
                 assert guest.request(IN, 0, length=SECTOR)[0] == 0
             daemon.signal(signal.SIGTERM)
