@@ -27,7 +27,7 @@ from tests.kernel.quiet import OPTIONS, OTHER_CPU, SPIN_US, WORKER, WORKER_CPU, 
 from tests.threads import Cost, come_to_rest, states
 from tests.vm.daemon import Daemon, kpoll_blk, parsed
 from tests.vm.guest import Guest, qemu, qemu_command, qemu_disk, timed
-from tests.vm.stage import CheckError, Stage
+from tests.vm.stage import CheckError, Stage, on_stage
 
 FILES, FILE_MIB = 4, 2
 READS = 2000
@@ -170,8 +170,13 @@ def verify_below(stage: Stage, device: str, sums: str) -> None:
     stage.check(check.returncode == 0, "every file is there, as the guest wrote it")
 
 
-async def tell(stage: Stage, poll: str) -> dict[str, object]:
+async def tell(stage: Stage, poll: str, folder: Path) -> dict[str, object]:
     """Tell the story; return what was counted.
+
+    Args:
+        stage: where.
+        poll: what the VM's kernel has: kernel or module.
+        folder: for the daemons' sockets.
 
     Raises:
         CheckError: when a check did not hold.
@@ -181,7 +186,6 @@ async def tell(stage: Stage, poll: str) -> dict[str, object]:
     """
     leave_the_worker_alone()
     async with AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kpoll-")))
         stage.step(f"In the VM: two NVMe disks, two kpoll; --poll off, and --poll {poll}")
         off = await serve(stage, stack, folder / "off", "/dev/nvme0n1", "off")
         polled = await serve(stage, stack, folder / poll, "/dev/nvme1n1", poll)
@@ -215,14 +219,13 @@ async def tell(stage: Stage, poll: str) -> dict[str, object]:
 def main(poll: str, steps: int, width: int | None, color: bool) -> None:
     """Tell the story of a disk for which the kernel polls."""
     console = Console(highlight=False, width=width, force_terminal=color or None)
-    stage = Stage(console=console, steps=steps)
-    try:
-        counted = trio.run(tell, stage, poll)
-    except (CheckError, AssertionError, OSError) as failure:
-        console.print(f"\n[bold red]✘ {type(failure).__name__}[/]")
-        console.print(str(failure), markup=False)
-        raise SystemExit(1) from None
-    print(json.dumps({**counted, "checks": stage.checks, "steps": stage.steps}))
+
+    async def play(folder: Path) -> None:
+        stage = Stage(console=console, steps=steps)
+        counted = await tell(stage, poll, folder)
+        print(json.dumps({**counted, "checks": stage.checks, "steps": stage.steps}))
+
+    raise SystemExit(trio.run(on_stage, console, play))
 
 
 if __name__ == "__main__":
