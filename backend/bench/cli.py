@@ -13,15 +13,10 @@ from kpoll.backend.bench.blk import BlkLoad, run_blk, type_rw, type_wait
 from kpoll.backend.bench.wait import WaitLoad, run_wait, type_strategy
 from kpoll.backend.config import parse_size
 from kpoll.backend.errors import KpollError, UsageError, os_reason
-from kpoll.backend.poll import POLL_US_DEFAULT
 
 if TYPE_CHECKING:
     from kpoll.backend.bench.report import Report
 
-RUNTIME_DEFAULT = 5.0
-WARMUP_DEFAULT = 0.5
-WAIT_ROUNDS_DEFAULT = 3
-WAIT_RUNTIME_DEFAULT = 0.5
 WAIT_RUNTIME_QUICK = 0.2
 
 
@@ -63,12 +58,12 @@ class _Named(click.Command):
 @click.option("--bs", default="4k", show_default=True, metavar="SIZE", help="Size of a request.")
 @click.option("--iodepth", type=int, default=1, show_default=True, metavar="N", help="Requests in flight per queue.")
 @click.option("--queues", type=int, default=1, show_default=True, metavar="N", help="Virtqueues.")
-@click.option("--runtime", type=float, metavar="SECONDS", help=f"How long to measure.  [default: {RUNTIME_DEFAULT}]")
+@click.option("--runtime", type=float, metavar="SECONDS", help=f"How long to measure.  [default: {BlkLoad.runtime}]")
 @click.option(
     "--warmup",
     type=float,
     metavar="SECONDS",
-    help=f"The same load before that, not counted.  [default: {WARMUP_DEFAULT}, 0 with --requests]",
+    help=f"The same load before that, not counted.  [default: {BlkLoad.warmup}, 0 with --requests]",
 )
 @click.option("--requests", type=int, metavar="N", help="Measure this many requests instead (or at most).")
 @click.option(
@@ -118,8 +113,8 @@ def blk(
         block_size=parse_block_size(bs),
         iodepth=iodepth,
         queues=queues,
-        runtime=RUNTIME_DEFAULT if runtime is None and requests is None else runtime,
-        warmup=(0.0 if requests else WARMUP_DEFAULT) if warmup is None else warmup,
+        runtime=BlkLoad.runtime if runtime is None and requests is None else runtime,
+        warmup=(0.0 if requests else BlkLoad.warmup) if warmup is None else warmup,
         requests=requests,
         wait=wait,
         packed=packed,
@@ -163,21 +158,26 @@ def _show(report: Report, load: BlkLoad, *, as_json: bool) -> None:
     type=click.Choice(get_args(type_strategy)),
     help="Only this one (repeatable); blind is a spin that never gives way.  [default: all that this host has]",
 )
-@click.option("--rounds", type=int, metavar="N", help=f"Measure each so often.  [default: {WAIT_ROUNDS_DEFAULT}]")
+@click.option("--rounds", type=int, metavar="N", help=f"Measure each so often.  [default: {WaitLoad.rounds}]")
 @click.option(
     "--runtime",
     type=float,
     metavar="SECONDS",
-    help=f"How long to measure each, in each of three situations.  [default: {WAIT_RUNTIME_DEFAULT}]",
+    help=f"How long to measure each, in each of three situations.  [default: {WaitLoad.runtime}]",
 )
 @click.option("--quick", is_flag=True, help="A second or so for each, to see that it works: one short round.")
 @click.option(
-    "--think-us", type=int, default=20, show_default=True, metavar="N", help="Time between two requests, about."
+    "--think-us",
+    type=int,
+    default=WaitLoad.think_us,
+    show_default=True,
+    metavar="N",
+    help="Time between two requests, about.",
 )
 @click.option(
     "--poll-max-us",
     type=int,
-    default=POLL_US_DEFAULT,
+    default=WaitLoad.poll_max_us,
     show_default=True,
     metavar="N",
     help="Longest spin, in microseconds; 1000 at least beside a hog.",
@@ -204,8 +204,8 @@ def wait(
     """Measure the ways to wait: wake-up latency, CPU when idle, what a hog on the same CPU gets, kicks per request."""
     load = WaitLoad(
         strategies=strategies,
-        rounds=(1 if quick else WAIT_ROUNDS_DEFAULT) if rounds is None else rounds,
-        runtime=(WAIT_RUNTIME_QUICK if quick else WAIT_RUNTIME_DEFAULT) if runtime is None else runtime,
+        rounds=(1 if quick else WaitLoad.rounds) if rounds is None else rounds,
+        runtime=(WAIT_RUNTIME_QUICK if quick else WaitLoad.runtime) if runtime is None else runtime,
         think_us=think_us,
         poll_max_us=poll_max_us,
         cpu=cpu,
