@@ -27,6 +27,11 @@ POLLIN, POLLERR = 1, 8
 PAGE = mmap.PAGESIZE
 # The CPU that the VM keeps for those who wait (isolcpus=1): spins end when anybody else is there.
 QUIET_CPU = 1
+LONG = 20_000_000  # µs: a spin that only ends for a reason
+# One is that the kernel has something to do on that CPU: a kworker's each second, or RCU, whose grace periods (each
+# thread that ends begins one) ask a CPU that has preemption off, as epoll's spin has, for a pause after 100 ms.
+ATTEMPTS = 20
+SPINNING = 0.02  # seconds of CPU time: more than it takes to fall asleep, less than RCU's patience
 PATIENCE = 60.0
 # Seconds: how late anything may be on a busy host under emulation; KASAN and lockdep make it slower still.
 LATE = 2.0 if os.environ.get("KPOLL_VM") == "debug" else 0.5
@@ -265,7 +270,7 @@ class Waiting:
 
     def spinning(self) -> bool:
         """Return whether it has taken more CPU than it takes to fall asleep."""
-        return self.cpu_seconds() > 0.1 and not self.asleep()
+        return self.cpu_seconds() > SPINNING and not self.asleep()
 
     def until(self, *events: str) -> str:
         """Wait until one of over, asleep, spinning is the case; return which."""

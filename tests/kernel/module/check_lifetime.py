@@ -16,8 +16,10 @@ from pathlib import Path
 
 from tests.kernel.watched import (
     AND,
+    ATTEMPTS,
     DEVICE,
     LATE,
+    LONG,
     NONE,
     PAGE,
     POLLERR,
@@ -35,9 +37,6 @@ from tests.kernel.watched import (
     refused,
     sees_the_counter_alone,
 )
-
-LONG = 20_000_000  # µs: a spin that only ends for a reason
-ATTEMPTS = 20  # a spin also ends when the kernel itself has something to do on that CPU
 
 
 def test_memory_that_is_unmapped_is_an_error(watched: Watched) -> None:

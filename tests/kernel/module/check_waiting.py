@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kernel.watched import (
+    ATTEMPTS,
     DEVICE,
     LATE,
+    LONG,
     NONE,
     POLLIN,
     QUIET_CPU,
@@ -30,9 +32,6 @@ from tests.kernel.watched import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-LONG = 20_000_000  # µs: a spin that only ends for a reason
-ATTEMPTS = 20  # a spin also ends when the kernel itself has something to do on that CPU
 
 
 def seen_without_a_signal(watched: Watched, waiter: Waiter, store: Callable[[int], None]) -> int:
