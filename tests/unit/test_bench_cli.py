@@ -7,41 +7,28 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kpoll.backend.bench.peers import QEMU, running
+from tests.unit.bench import KPOLL, kpoll_bench, one_line, printed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-KPOLL = [sys.executable, "-c", "from kpoll.backend.cli import main; main()"]
 IMAGE = 4 << 20
 QUICK = ["--requests", "2000", "--json"]
 
 
 def bench(sock: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    words = [*KPOLL, "bench", "blk", "--socket-path", str(sock), *options]
-    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    return kpoll_bench("blk", "--socket-path", str(sock), *options)
 
 
 def report(sock: Path, *options: str) -> dict[str, Any]:
-    run = bench(sock, *QUICK, *options)
-    assert run.returncode == 0, run.stderr
-    found: dict[str, Any] = json.loads(run.stdout)
-    return found
-
-
-def one_line(run: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
-    assert run.returncode == code, run.stderr
-    assert run.stderr.startswith("kpoll bench blk: ")
-    assert len(run.stderr.splitlines()) == 1, run.stderr
-    for word in words:
-        assert word in run.stderr
+    return printed(bench(sock, *QUICK, *options))
 
 
 @contextmanager

@@ -2,45 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kpoll.kernel.probe import probe_kernel
+from tests.unit.bench import KPOLL, kpoll_bench, one_line, printed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-BENCH = [sys.executable, "-c", "from kpoll.backend.cli import main; main()", "bench", "wait"]
 FOUND_EVERYWHERE = ["off", "user", "blind"]
 
 pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
 
 
 def bench(*options: str, before: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
-    words = [*BENCH, *options]
-    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=120, preexec_fn=before)
+    return kpoll_bench("wait", *options, before=before)
 
 
 def report(*options: str) -> dict[str, Any]:
-    run = bench("--quick", "--json", *options)
-    assert run.returncode == 0, run.stderr
-    found: dict[str, Any] = json.loads(run.stdout)
-    return found
-
-
-def one_line(run: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
-    assert run.returncode == code, run.stderr
-    assert run.stderr.startswith("kpoll bench wait: ")
-    assert len(run.stderr.splitlines()) == 1, run.stderr
-    for word in words:
-        assert word in run.stderr
+    return printed(bench("--quick", "--json", *options))
 
 
 def test_every_strategy_is_measured_or_its_absence_explained() -> None:
@@ -127,7 +113,7 @@ def test_a_picture_that_cannot_be_written_is_told_after_the_measurement(tmp_path
 
 
 def test_ctrl_c_ends_a_run_at_once() -> None:
-    words = [*BENCH, "--runtime", "60", "--strategy", "off"]
+    words = [*KPOLL, "bench", "wait", "--runtime", "60", "--strategy", "off"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         assert run.stderr is not None
         assert "round 1" in run.stderr.readline()
