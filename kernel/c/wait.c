@@ -53,13 +53,16 @@ int wait_set_init(struct wait_set *ws, enum wait_strategy strategy, uint32_t max
 	ws->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (ws->epoll_fd < 0)
 		return -errno;
-	return kernel_watches(ws) ? wait_kernel_init(ws) : 0;
+	if (!kernel_watches(ws))
+		return 0;
+	wait_kernel_init(ws);
+	return wait_watch_init(ws);
 }
 
 void wait_set_fini(struct wait_set *ws)
 {
 	if (kernel_watches(ws))
-		wait_kernel_fini(ws);
+		wait_watch_fini(ws);
 	if (ws->epoll_fd >= 0)
 		close(ws->epoll_fd);
 	free(ws->entries);
@@ -79,7 +82,7 @@ static int grow(struct wait_set *ws)
 	if (!grown)
 		return -ENOMEM;
 	ws->entries = grown;
-	rc = kernel_watches(ws) ? wait_kernel_grow(ws, cap) : 0;
+	rc = kernel_watches(ws) ? wait_watch_grow(ws, cap) : 0;
 	if (rc == 0)
 		ws->cap = cap;
 	return rc;
@@ -100,7 +103,7 @@ int wait_set_add(struct wait_set *ws, int fd, const struct eventfd_poll_info *wo
 	*entry = (struct wait_entry){ .cookie = cookie, .signals = signals, .fd = fd, .has_word = word != NULL };
 	if (word)
 		entry->word = *word;
-	rc = kernel_watches(ws) ? wait_kernel_add(ws, ws->count) : 0;
+	rc = kernel_watches(ws) ? wait_watch_add(ws, ws->count) : 0;
 	if (rc < 0)
 		return rc;
 	if (fd >= 0) {
@@ -110,7 +113,7 @@ int wait_set_add(struct wait_set *ws, int fd, const struct eventfd_poll_info *wo
 		if (epoll_ctl(ws->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
 			rc = -errno;
 			if (kernel_watches(ws))
-				wait_kernel_del(ws, ws->count);
+				wait_watch_del(ws, ws->count);
 			return rc;
 		}
 	}
@@ -128,12 +131,12 @@ void wait_set_del(struct wait_set *ws, const void *cookie)
 		if (ws->entries[i].fd >= 0)
 			epoll_ctl(ws->epoll_fd, EPOLL_CTL_DEL, ws->entries[i].fd, NULL);
 		if (kernel_watches(ws))
-			wait_kernel_del(ws, i);
+			wait_watch_del(ws, i);
 		if (i == --ws->count)
 			continue;
 		ws->entries[i] = ws->entries[ws->count];
 		if (kernel_watches(ws))
-			wait_kernel_move(ws, i, ws->count);
+			wait_watch_move(ws, i, ws->count);
 	}
 }
 

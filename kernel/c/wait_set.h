@@ -43,15 +43,21 @@ bool wait_user_spin(struct wait_set *ws);
 void wait_user_slept(struct wait_set *ws, uint64_t slept_ns);
 
 /*
- * wait_kernel.c, for WAIT_KERNEL and WAIT_MODULE. Words are named by their entry's index. Return: 0 or -errno
- * wait_kernel_grow(): room for @cap entries. wait_kernel_move(): the entry at @from is to be the one at @to.
+ * wait_watch.c, for WAIT_KERNEL and WAIT_MODULE. Words are named by their entry's index. Return: 0 or -errno
+ * wait_watch_grow(): room for @cap entries. wait_watch_move(): the entry at @from is to be the one at @to.
+ * wait_watch_touch(): after a ppoll(2), look after the words that the kernel couldn't reach. Return: were there any?
  */
-int wait_kernel_init(struct wait_set *ws);
-void wait_kernel_fini(struct wait_set *ws);
-int wait_kernel_grow(struct wait_set *ws, unsigned cap);
-int wait_kernel_add(struct wait_set *ws, unsigned at);
-void wait_kernel_del(struct wait_set *ws, unsigned at);
-void wait_kernel_move(struct wait_set *ws, unsigned to, unsigned from);
+#define WAIT_AT(i) (1 + (i)) /* in fds, which begins with the epoll descriptor */
+int wait_watch_init(struct wait_set *ws);
+void wait_watch_fini(struct wait_set *ws);
+int wait_watch_grow(struct wait_set *ws, unsigned cap);
+int wait_watch_add(struct wait_set *ws, unsigned at);
+void wait_watch_del(struct wait_set *ws, unsigned at);
+void wait_watch_move(struct wait_set *ws, unsigned to, unsigned from);
+bool wait_watch_touch(struct wait_set *ws);
+
+/* wait_kernel.c, likewise */
+void wait_kernel_init(struct wait_set *ws);
 enum wait_result wait_kernel_wait(struct wait_set *ws, int64_t timeout_ns);
 
 #endif
