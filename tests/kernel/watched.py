@@ -27,11 +27,11 @@ POLLIN, POLLERR = 1, 8
 PAGE = mmap.PAGESIZE
 # The CPU that the VM keeps for those who wait (isolcpus=1): spins end when anybody else is there.
 QUIET_CPU = 1
-LONG = 20_000_000  # µs: a spin that only ends for a reason
-# One is that the kernel has something to do on that CPU: a kworker's each second, or RCU, whose grace periods (each
-# thread that ends begins one) ask a CPU that has preemption off, as epoll's spin has, for a pause after 100 ms.
-ATTEMPTS = 20
-SPINNING = 0.02  # seconds of CPU time: more than it takes to fall asleep, less than RCU's patience
+# µs: a spin that only ends for a reason. The kernel's own work on that CPU is one, a kworker's each second; and RCU,
+# whose grace periods begin as threads end, has a CPU without preemption, as in epoll's spin, pause after 100 ms.
+LONG = 20_000_000
+ATTEMPTS = 20  # and so one spin says nothing
+SPINNING = 0.02  # seconds of CPU time: more than it takes to fall asleep, much less than RCU's patience
 PATIENCE = 60.0
 # Seconds: how late anything may be on a busy host under emulation; KASAN and lockdep make it slower still.
 LATE = 2.0 if os.environ.get("KPOLL_VM") == "debug" else 0.5
@@ -234,6 +234,7 @@ class Waiting:
         self._started.wait()
 
     def _run(self) -> None:
+        elsewhere = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {QUIET_CPU})
         self.tid = threading.get_native_id()
         self._before = self._cpu_ns()
@@ -244,6 +245,8 @@ class Waiting:
         except OSError as error:
             self._outcome = error
         self.seconds = time.monotonic() - start
+        # Where a thread ends a kworker frees its stack, some 40 ms later: that would end the next one's spin.
+        os.sched_setaffinity(0, elsewhere)
 
     def _proc(self, name: str) -> str:
         try:
