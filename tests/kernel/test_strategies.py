@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.data_plane import library, program
 from tests.kernel.quiet import OPTIONS, SPIN_US, spin_for
 from tests.kernel.vm import TOP, vm_ok
 
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 
     from tests.kernel.compiled import Compiled
 
-FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", f"-I{TOP}"]
-SOURCES = [
-    str(path) for folder in ("kernel", "vhost", "nvme", "backend") for path in sorted((TOP / folder / "c").glob("*.c"))
-]
 PROGRAMS = [TOP / "tests" / "c" / "test_wait.c", TOP / "tests" / "c" / "test_worker.c"]
 REQUESTS = 20_000  # on null_blk: a disk that answers at once
 REAL_REQUESTS = 200  # on the NVMe disk that QEMU emulates
@@ -53,9 +49,9 @@ def host(request: pytest.FixtureRequest) -> Host:
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give the C tests of the wait set and the worker, without sanitizers: these are slow there, and run elsewhere."""
     folder = tmp_path_factory.mktemp("programs")
-    for program in PROGRAMS:
-        binary = str(folder / program.stem)
-        subprocess.run(["gcc", *FLAGS, str(program), *SOURCES, "-luring", "-lpthread", "-o", binary], check=True)
+    data_plane = library(folder, "-O2")
+    for source in PROGRAMS:
+        program(source, data_plane, folder, "-O2")
     return folder
 
 
