@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.watched import (
-    DEVICE,
-    WAITERS,
-    Memory,
-    Waiter,
-    Watched,
-    busy_poll,
-)
+from tests.kernel.watched import DEVICE, LONG, WAITERS, Memory, Waiter, Watched, busy_poll
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +48,7 @@ def memory() -> Memory:
 @pytest.fixture(params=list(WAITERS))
 def waiter(request: pytest.FixtureRequest, watched: Watched) -> Iterator[Waiter]:
     """Each way to wait for the wrapper in turn; epoll learns what is a socket when busy_poll is above 0."""
-    busy_poll(20_000_000)
+    busy_poll(LONG)
     made: Waiter = WAITERS[request.param](watched.fd)
     yield made
     made.close()
