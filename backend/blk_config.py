@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import Final
 
+from kpoll.vhost._core import lib
 from kpoll.vhost.features import VirtioFeature
 
 from .config import SECTOR
@@ -21,8 +22,7 @@ WRITEBACK_OFFSET: Final = 32  # struct virtio_blk_config's one writable field
 # queue can't be stopped before that returns.
 EXTENT_MAX: Final = 2 << 30
 SEGMENT_MIN: Final = 64 << 10
-SEGMENT_MAX: Final = 1 << 20  # BLK_SIZE_MAX of the data path
-SEGMENT_DEFAULT: Final = 1 << 20
+SEGMENT_MAX: Final = int(lib.BLK_SIZE_MAX)
 _U32: Final = (1 << 32) - 1
 
 # struct virtio_blk_config: capacity, size_max, seg_max, geometry, blk_size, topology, writeback, num_queues,
@@ -144,7 +144,7 @@ def config_space(
     """
     block = limits.blk_size
     physical = max(limits.physical_block, limits.offset_align, block)
-    size_max = min(max(limits.max_bytes or SEGMENT_DEFAULT, SEGMENT_MIN), SEGMENT_MAX) // block * block
+    size_max = min(max(limits.max_bytes or SEGMENT_MAX, SEGMENT_MIN), SEGMENT_MAX) // block * block
     zeroes, discards = limits.writes_zeroes, limits.discards
     return _LAYOUT.pack(
         capacity,
