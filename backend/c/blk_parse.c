@@ -45,6 +45,12 @@ static bool in_range(const struct blk_dev *dev, uint64_t sector, uint64_t len)
 	return sector <= capacity && len / BLK_SECTOR <= capacity - sector;
 }
 
+/* What makes a write durable before it is answered, where nobody flushes later. Return: IO_F_DSYNC or 0 */
+static uint8_t durability(const struct blk_dev *dev)
+{
+	return load_relaxed(&dev->write_back) ? 0 : IO_F_DSYNC;
+}
+
 static int parse_rw(struct blk_req *req, struct iovec *data, unsigned count, uint64_t sector, uint64_t len, bool write)
 {
 	const struct blk_dev *dev = req->queue->dev;
@@ -58,7 +64,7 @@ static int parse_rw(struct blk_req *req, struct iovec *data, unsigned count, uin
 	if (len == 0)
 		return blk_finish(req, VIRTIO_BLK_S_OK, now_ns()), 0;
 	io->op = write ? IO_WRITE : IO_READ;
-	io->flags = write && !load_relaxed(&dev->write_back) ? IO_F_DSYNC : 0;
+	io->flags = write ? durability(dev) : 0;
 	io->offset = sector * BLK_SECTOR;
 	io->iov = data;
 	io->iovcnt = count;
@@ -90,7 +96,7 @@ static uint8_t check_range(const struct blk_dev *dev, const struct virtio_blk_di
 		return VIRTIO_BLK_S_IOERR;
 	range->offset = seg->sector * BLK_SECTOR;
 	range->len = (uint64_t)seg->num_sectors * BLK_SECTOR;
-	range->flags = (seg->flags ? IO_F_UNMAP : 0) | (load_relaxed(&dev->write_back) ? 0 : IO_F_DSYNC);
+	range->flags = (seg->flags ? IO_F_UNMAP : 0) | durability(dev);
 	return 0;
 }
 
