@@ -83,15 +83,16 @@ class Run:
         return self.reports[program]
 
 
-def selftests() -> Path:
-    """Return where the programs are: beside the kernel that they came with, linked statically."""
-    return built(TEST_KERNEL) / "selftests" / "eventfd_poll"
-
-
-def run(kernel: str, programs: tuple[str, ...] = PROGRAMS, options: tuple[str, ...] = (), events: int = EVENTS) -> Run:
-    """Boot a kernel and run programs in it, each to its end whatever the others said."""
+def run(
+    kernel: str,
+    selftests: Path,
+    programs: tuple[str, ...] = PROGRAMS,
+    options: tuple[str, ...] = (),
+    events: int = EVENTS,
+) -> Run:
+    """Boot a kernel and run programs of a folder in it, each to its end whatever the others said."""
     # In the VM, /run/host is the host's root, whatever else lies over the cache's place.
-    script = [f"cd {shlex.quote(f'/run/host{selftests()}')}", f"export EVENTFD_POLL_EVENTS={events}"]
+    script = [f"cd {shlex.quote(f'/run/host{selftests}')}", f"export EVENTFD_POLL_EVENTS={events}"]
     script += [f"echo @@ {each}; ./{each}; status=$?; echo; echo @@ $status" for each in programs]
     outcome = vm("sh", "-c", "\n".join(script), kernel=kernel, options=options, seconds=900)
     said = re.split(r"^@@ ([a-z_]+)\n", outcome.output, flags=re.MULTILINE)[1:]
@@ -103,28 +104,31 @@ def run(kernel: str, programs: tuple[str, ...] = PROGRAMS, options: tuple[str, .
 
 
 @pytest.fixture(scope="session")
-def on_patched(patched: str) -> Run:
+def selftests(patched: str) -> Path:
+    """Return where the programs are: beside the kernel that they came with, linked statically."""
+    return built(patched) / "selftests" / "eventfd_poll"
+
+
+@pytest.fixture(scope="session")
+def on_patched(patched: str, selftests: Path) -> Run:
     """Run everything on the patched (or debug) kernel."""
-    return run(patched)
+    return run(patched, selftests)
 
 
 @pytest.fixture(scope="session")
-def with_module(patched: str, stock: str, stock_module: Compiled) -> Run:
+def with_module(stock: str, stock_module: Compiled, selftests: Path) -> Run:
     """Run everything on Debian's kernel with the module; the programs are those that came with the patches."""
-    assert patched
-    return run(stock, options=("--module", str(stock_module.file)))
+    return run(stock, selftests, options=("--module", str(stock_module.file)))
 
 
 @pytest.fixture(scope="session")
-def without_recheck(patched: str) -> Run:
+def without_recheck(selftests: Path) -> Run:
     """Run the stress test on a kernel that sleeps without having looked again after it armed."""
-    assert patched
-    return run("norecheck", ("stress",), events=20_000)
+    return run("norecheck", selftests, ("stress",), events=20_000)
 
 
-def test_every_program_that_is_installed_is_run_here(patched: str) -> None:
-    assert patched
-    listed = {each.name for each in selftests().iterdir() if each.is_file() and each.stat().st_mode & 0o111}
+def test_every_program_that_is_installed_is_run_here(selftests: Path) -> None:
+    listed = {each.name for each in selftests.iterdir() if each.is_file() and each.stat().st_mode & 0o111}
     assert listed == set(PROGRAMS)
 
 
