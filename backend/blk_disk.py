@@ -99,8 +99,9 @@ class Disk:
 
     def sync(self) -> None:
         """Make all that was written durable; blocks. Raises OSError."""
-        if self.fd >= 0:
-            os.fdatasync(self.fd)
+        error = -lib.io_target_flush(ffi.addressof(self.dev, "target"))
+        if error:
+            raise OSError(error, os.strerror(error))
 
     def sectors_now(self) -> int:
         """Return the size of what is underneath at this moment, in sectors, rounded down to the guest's blocks.

@@ -53,6 +53,12 @@ void io_target_null(struct io_target *t, uint64_t size);
 void io_target_close(struct io_target *t);
 /* io_target_size() - The file's or device's size now, in bytes, or -errno */
 int64_t io_target_size(const struct io_target *t);
+/*
+ * io_target_flush() - Make all that was written durable; blocks. From any thread. Return: 0, or -errno of fdatasync(2)
+ *
+ * The only way to do so: a failure that went to somebody else's fdatasync(2) would not come again, see flush_error.
+ */
+int io_target_flush(struct io_target *t);
 
 struct io_req {
 	struct io_req *next;  /* the engine's, between staging and io_reap() */

@@ -199,24 +199,12 @@ static int sync_write_zeroes(const struct io_target *t, const struct io_req *r)
 	return ret;
 }
 
-static int sync_flush(struct io_target *t)
-{
-	int error = load_relaxed(&t->flush_error);
-
-	if (!error && fdatasync(t->fd) < 0) {
-		error = -errno;
-		if (load_relaxed(&t->cached_writes))
-			store_relaxed(&t->flush_error, error);
-	}
-	return error;
-}
-
 int io_sync(struct io_target *t, struct io_req *r, struct io_bounce *bounce)
 {
 	int ret;
 
 	if (r->op == IO_FLUSH)
-		return sync_flush(t);
+		return io_target_flush(t);
 	if (r->len == 0) /* fallocate(2) would say EINVAL */
 		return 0;
 	switch (r->op) {
@@ -233,7 +221,7 @@ int io_sync(struct io_target *t, struct io_req *r, struct io_bounce *bounce)
 		return -EINVAL;
 	}
 	if (!ret && (r->flags & IO_F_DSYNC))
-		ret = sync_flush(t);
+		ret = io_target_flush(t);
 	return ret;
 }
 

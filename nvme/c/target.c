@@ -19,6 +19,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "../../kernel/c/atomics.h"
 #include "io.h"
 
 #define SECTOR 512u
@@ -253,4 +254,16 @@ int64_t io_target_size(const struct io_target *t)
 	if (t->block_device)
 		return ioctl(t->fd, BLKGETSIZE64, &size) < 0 ? -errno : (int64_t)size;
 	return fstat(t->fd, &st) < 0 ? -errno : (int64_t)st.st_size;
+}
+
+int io_target_flush(struct io_target *t)
+{
+	int error = load_relaxed(&t->flush_error);
+
+	if (!error && t->fd >= 0 && fdatasync(t->fd) < 0) {
+		error = -errno;
+		if (load_relaxed(&t->cached_writes))
+			store_relaxed(&t->flush_error, error);
+	}
+	return error;
 }

@@ -9,6 +9,7 @@ import pytest
 
 from kpoll.backend.blk_config import BlkFeature
 from kpoll.vhost.features import VirtioFeature
+from kpoll.vhost.frontend import FrontendError
 from kpoll.vhost.messages import Request
 from kpoll.vhost.payloads import U64
 from tests.cli.harness import IN, KPOLL, OUT, SECTOR, Daemon, Guest
@@ -51,4 +52,21 @@ def test_turning_the_cache_off_makes_what_was_answered_durable_first(
             assert guest.request(IN, 3, length=SECTOR) == (0, b"k" * SECTOR)
             turn_off(guest)
             assert syncs_of(trace) == 1, "nothing is cached any more"
+        assert daemon.stop() == 0
+
+
+def test_what_the_page_cache_lost_is_not_called_durable_at_the_second_try(tmp_path: Path) -> None:
+    image, sock, trace = tmp_path / "disk.img", tmp_path / "s", tmp_path / "trace"
+    image.write_bytes(os.urandom(1 << 20))
+    no_direct = "inject=openat:error=EINVAL:when=1"  # the image's first open(2), with O_DIRECT
+    lost_once = "inject=fdatasync:error=EIO:when=1"  # as Linux has it: the next one succeeds
+    strace = ("strace", "-D", "-f", "-P", image, "-e", no_direct, "-e", lost_once, "-o", trace, KPOLL)
+    with Daemon("blk", "--socket-path", sock, "--blk-file", image, program=strace) as daemon:
+        daemon.logged("listening")
+        with Guest(sock, features=WCE) as guest:
+            assert guest.request(OUT, 3, out=b"k" * SECTOR)[0] == 0
+            for _ in range(2):
+                with pytest.raises(FrontendError, match="failed"):
+                    writeback_off(guest)
+            assert syncs_of(trace) == 1
         assert daemon.stop() == 0
