@@ -48,8 +48,6 @@ class BlkQueue:
         self.faults: Counter[str] = Counter()
         self.used = False
         self._fault_taken = False
-        self._calls = 0  # of earlier bindings: a virtq counts from zero each time
-        self._calls_suppressed = 0
 
     @property
     def state(self) -> QueueState:
@@ -69,12 +67,12 @@ class BlkQueue:
     @property
     def calls(self) -> int:
         """Interrupts sent to the driver."""
-        return self._calls + (int(self._virtq.calls) if self.used else 0)
+        return int(self._virtq.calls)
 
     @property
     def calls_suppressed(self) -> int:
         """Interrupts that the driver said it doesn't need."""
-        return self._calls_suppressed + (int(self._virtq.calls_suppressed) if self.used else 0)
+        return int(self._virtq.calls_suppressed)
 
     @property
     def _virtq(self) -> Any:
@@ -82,9 +80,6 @@ class BlkQueue:
 
     def bind(self, vring: VringConfig) -> None:
         """Bind the queue to the rings of `vring`. Raises OSError when they are misplaced; it then stays unbound."""
-        if self.used:
-            self._calls, self._calls_suppressed = self.calls, self.calls_suppressed
-            self._virtq.calls = self._virtq.calls_suppressed = 0
         error = -lib.blk_queue_bind(self.handle, virtq_config(vring), vring.memory.handle)
         if error:
             raise OSError(error, os.strerror(error))
