@@ -67,11 +67,18 @@ bool spinner_gives_way(void)
 	return need_resched() || !single_task_running();
 }
 
-/* Look at all words of this address space, and wake who waits for those that hold. Returns their max_us. */
+/*
+ * Look at all words of this address space, and wake who waits for those that hold.
+ * Returns how long the spin may last: their max_us; or 0, if one holds of which
+ * EPOLLIN was not asked. Whom that wakes has no event, and would begin its spin
+ * anew, for ever. We can't know whose spin this is, so others are woken none the
+ * less, and have their event before they forget the NAPI.
+ */
 static u32 spinner_look(struct spinner *s)
 {
 	struct condition c;
 	struct watch *w;
+	bool unasked = false;
 	u32 max_us = 0;
 	u64 missing;
 	int holds;
@@ -87,8 +94,9 @@ static u32 spinner_look(struct spinner *s)
 		if (holds > 0)
 			WRITE_ONCE(w->hit, true);
 		watch_wake(w);
+		unasked |= READ_ONCE(w->unasked);
 	}
-	return max_us;
+	return unasked ? 0 : max_us;
 }
 
 /* End the spin of every epoll that runs this NAPI, see the top of this file. */

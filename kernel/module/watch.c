@@ -111,6 +111,7 @@ static __poll_t watch_poll(struct file *file, struct socket *sock, poll_table *w
 
 	if (asked == (__force __poll_t)~0 || !watch_condition(w, &c))
 		return events;
+	WRITE_ONCE(w->unasked, !(asked & EPOLLIN));
 	events |= watch_events(w, &c);
 	if (asked & POLL_BUSY_LOOP && watch_spins(w, &c, wait))
 		events |= POLL_BUSY_LOOP;

@@ -20,6 +20,7 @@ struct spinner;
  * @lock:	protects @condition
  * @condition:	the condition
  * @hit:	a spinning epoll has seen the condition hold, and will ask for it
+ * @unasked:	who asked last did not ask for EPOLLIN, and so is not told that it holds
  * @start_us:	when the poll() or select() that spins began
  */
 struct watch {
@@ -30,6 +31,7 @@ struct watch {
 	spinlock_t lock;
 	struct condition condition;
 	bool hit;
+	bool unasked;
 	u64 start_us;
 };
 

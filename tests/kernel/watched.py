@@ -23,7 +23,7 @@ WRAP = 0xED01
 NONE, EQUAL, NOT_EQUAL, AND, NAND, NOT_EQUAL_PTR = range(6)
 ARM, ARM_PTR, INDIRECT = 1, 2, 4
 
-POLLIN, POLLERR = 1, 8
+POLLIN, POLLPRI, POLLERR = 1, 2, 8
 PAGE = mmap.PAGESIZE
 # The CPU that the VM keeps for those who wait (isolcpus=1): spins end when anybody else is there.
 QUIET_CPU = 1
@@ -189,14 +189,14 @@ class Select:
 class Epoll:
     """epoll_wait(2), level-triggered."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, events: int = POLLIN) -> None:
         """Make an epoll with one descriptor."""
         self.fd = checked(libc.epoll_create1(os.O_CLOEXEC))
-        self.add(fd)
+        self.add(fd, events)
 
-    def add(self, fd: int) -> None:
-        """EPOLL_CTL_ADD for EPOLLIN."""
-        checked(libc.epoll_ctl(self.fd, 1, fd, struct.pack("=IQ", POLLIN, fd)))
+    def add(self, fd: int, events: int = POLLIN) -> None:
+        """EPOLL_CTL_ADD."""
+        checked(libc.epoll_ctl(self.fd, 1, fd, struct.pack("=IQ", events, fd)))
 
     def wait(self, milliseconds: int) -> int:
         """Wait once, for one event."""

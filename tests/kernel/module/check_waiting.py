@@ -19,6 +19,7 @@ from tests.kernel.watched import (
     LONG,
     NONE,
     POLLIN,
+    POLLPRI,
     QUIET_CPU,
     Epoll,
     Memory,
@@ -207,6 +208,38 @@ def test_an_epoll_whose_spin_brought_nothing_spins_again_after_a_signal_or_a_new
         assert epoll.wait(0) == 0
         assert spins()
     epoll.close()
+
+
+def test_a_word_that_holds_for_an_epoll_that_does_not_ask_for_epollin_keeps_no_spin_going(
+    watched: Watched, memory: Memory
+) -> None:
+    busy_poll(1000)
+    memory.store(1)
+    watched.set(memory.addr)
+    spun = 0
+    for _ in range(ATTEMPTS):
+        epoll = Epoll(watched.fd, POLLPRI)
+        waiting = Waiting(epoll, 100)
+        spun += waiting.until("spinning", "asleep", "over") == "spinning"
+        assert waiting.events() == 0
+        epoll.close()
+    assert spun < ATTEMPTS // 4  # not 0: on a busy host a moment can take long
+
+
+@pytest.mark.parametrize("first", ["who asks", "who does not"])
+def test_of_two_epolls_on_one_wrapper_the_one_that_asks_for_epollin_sees_the_word(
+    watched: Watched, memory: Memory, first: str
+) -> None:
+    busy_poll(1000)
+    watched.set(memory.addr)
+    asks, other = Epoll(watched.fd), Epoll(watched.fd, POLLPRI)
+    memory.store(1)
+    if first == "who asks":
+        assert asks.wait(100) == POLLIN
+    assert other.wait(20) == 0
+    assert asks.wait(100) == POLLIN
+    asks.close()
+    other.close()
 
 
 def test_epoll_sees_each_of_many_words(device: int, memory: Memory) -> None:
