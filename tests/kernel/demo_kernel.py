@@ -53,7 +53,7 @@ async def act(stage: Stage, folder: Path) -> None:
     stage.show(shlex.join(command).replace(" --", " \\\n    --"))
     # TMPDIR: what the VM keeps in files while it runs goes away with the demo's, however that ends.
     environment = {**os.environ, "TMPDIR": str(folder)}
-    async with running("the VM", [str(RUN), *command[1:], *told], env=environment, cwd=TOP) as vm:
+    async with running("the VM", [*command, *told], env=environment, cwd=TOP) as vm:
         counted = None
         while (line := await vm.next_line()) is not None:
             if counted := parsed(line):
