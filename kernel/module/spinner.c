@@ -30,14 +30,12 @@
 
 #include <linux/ktime.h>
 #include <linux/minmax.h>
-#include <linux/poll.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/stat.h>
 #include <linux/slab.h>
 #include <linux/wait.h>
-#include <net/busy_poll.h>
 
 #include "spinner.h"
 #include "watch.h"

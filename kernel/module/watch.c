@@ -33,7 +33,6 @@
 #include <linux/poll.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
-#include <net/busy_poll.h>
 
 #include "spinner.h"
 #include "watch.h"
