@@ -172,16 +172,18 @@ def test_a_signal_handler_runs_while_somebody_spins(watched: Watched, waiter: Wa
 
 def test_each_of_two_epolls_with_a_device_of_its_own_spins(memory: Memory) -> None:
     busy_poll(LONG)
-    for _ in range(2):
-        fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
-        made = Watched(fd)
-        made.set(memory.addr)
-        epoll = Epoll(made.fd)
-        assert seen_without_a_signal(made, epoll, memory.store) == POLLIN
+    devices = [os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC) for _ in range(2)]
+    both = [Watched(each) for each in devices]
+    for each in both:
+        each.set(memory.addr)
+    epolls = [Epoll(each.fd) for each in both]
+    for each, epoll in zip(both, epolls, strict=True):
+        assert seen_without_a_signal(each, epoll, memory.store) == POLLIN
         memory.store(0)
+    for each, epoll, device in zip(both, epolls, devices, strict=True):
         epoll.close()
-        made.close()
-        os.close(fd)
+        each.close()
+        os.close(device)
 
 
 def test_an_epoll_whose_spin_brought_nothing_spins_again_after_a_signal_or_a_new_condition(
