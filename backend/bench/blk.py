@@ -50,6 +50,7 @@ _QUEUES_MAX: Final[int] = lib.BENCH_QUEUES_MAX
 _PAGE: Final = 4096
 _REGION: Final = 2 << 20  # SPDK registers guest memory in huge pages' worth
 _VERIFY_SIZE: Final = 1 << 30  # bytes to verify unless told: a whole disk may take hours
+THINK_US_MAX: Final = 1_000_000  # a longer pause is no load
 _FOREVER: Final = 1e9  # seconds: 30 years, and what a u64 of nanoseconds holds
 _NS: Final = 1_000_000_000
 
@@ -73,7 +74,8 @@ class BlkLoad:
         verify: Fill the range first, check every read, read all back at the end.
         size: Bytes from the disk's start that may be touched; None: all of it, or its first GiB to verify.
         cpu: CPU for the load's thread; None: the scheduler chooses.
-        seed: Of offsets and contents.
+        think_us: Mean time from answers to the requests that replace them, microseconds.
+        seed: Of offsets, contents and think times.
         stall: Seconds without an answer after which the back-end counts as hung.
 
     """
@@ -92,6 +94,7 @@ class BlkLoad:
     verify: bool = False
     size: int | None = None
     cpu: int | None = None
+    think_us: int = 0
     seed: int = 1
     stall: float = 10.0
 
@@ -116,6 +119,7 @@ class BlkLoad:
             f"--size {self.size}: give at least one block of {self.block_size} bytes": (
                 self.size is not None and self.size < self.block_size
             ),
+            f"--think-us {self.think_us}: give 0 to {THINK_US_MAX}": not 0 <= self.think_us <= THINK_US_MAX,
             f"--cpu {self.cpu}: this process may run on {cpus} only": self.cpu is not None and self.cpu not in cpus,
         }
         for message, holds in wrong.items():
@@ -234,9 +238,9 @@ class _Bench:
             _check(lib.bench_add_queue(self.handle, driver.handle, driver.vring.call_fd), "load generator")
         self.err_fds = [driver.vring.err_fd for driver in self._drivers]
 
-    def run(self, rw: int, runtime: float | None, requests: int | None) -> Any:
+    def run(self, rw: int, runtime: float | None, requests: int | None, think_us: int = 0) -> Any:
         """Run one phase to its end, in the calling thread. Gives C's counters."""
-        load = ffi.new("struct bench_load *", (rw, int((runtime or 0) * _NS), requests or 0))
+        load = ffi.new("struct bench_load *", (rw, int((runtime or 0) * _NS), requests or 0, think_us * 1000))
         result = ffi.new("struct bench_result *")
         _check(lib.bench_run(self.handle, load, result), "load generator")
         return result
@@ -287,9 +291,9 @@ def _phases(bench: _Bench, load: BlkLoad, pid: int) -> Report:
         if filled.errors:
             raise KpollError(f"{filled.errors} of {bench.blocks} writes failed while laying the disk out")
     if load.warmup:
-        checks.append(bench.run(rw, load.warmup, None))
+        checks.append(bench.run(rw, load.warmup, None, load.think_us))
     before = process_cpu_ns(pid)
-    result = bench.run(rw, load.runtime, load.requests)
+    result = bench.run(rw, load.runtime, load.requests, load.think_us)
     after = process_cpu_ns(pid)
     checks.append(result)
     if load.verify:

@@ -82,6 +82,14 @@ class _Named(click.Command):
     metavar="SIZE",
     help="Use only this much of the disk, from its start.  [default: all of it; 1G at most with --verify]",
 )
+@click.option(
+    "--think-us",
+    type=int,
+    default=BlkLoad.think_us,
+    show_default=True,
+    metavar="N",
+    help="Pause between an answer and the next request (a mean).",
+)
 @click.option("--cpu", type=int, metavar="N", help="Pin the thread that makes the load to this CPU.")
 @click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), default=1, show_default=True, help="Of random offsets.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
@@ -101,6 +109,7 @@ def blk(
     indirect: bool,
     verify: bool,
     size: str | None,
+    think_us: int,
     cpu: int | None,
     seed: int,
     as_json: bool,
@@ -122,6 +131,7 @@ def blk(
         indirect=indirect,
         verify=verify,
         size=None if size is None else parse_size(size),
+        think_us=think_us,
         cpu=cpu,
         seed=seed,
     )
@@ -140,6 +150,7 @@ def _show(report: Report, load: BlkLoad, *, as_json: bool) -> None:
                 iodepth=load.iodepth,
                 queues=load.queues,
                 wait=load.wait,
+                think_us=load.think_us,
                 packed=load.packed,
             )
         )

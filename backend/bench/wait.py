@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import trio
 
+from kpoll.backend.bench.blk import THINK_US_MAX
 from kpoll.backend.bench.wait_report import Measured, Row, WaitReport
 from kpoll.backend.errors import KpollError, UsageError
 from kpoll.backend.poll import POLL_US_DEFAULT, POLL_US_MAX, choose_poll
@@ -32,7 +33,6 @@ _NS: Final = 1_000_000_000
 _HOG_US: Final = 1000  # least budget of a spin beside a hog: more than a scheduler's slice would hide a greedy one
 _WARMUP: Final = 0.05  # seconds, and what the adaptation needs to learn that traffic has begun or ended
 _STALL: Final = 10.0  # seconds
-_THINK_US_MAX: Final = 1_000_000
 _RUNTIME_MAX: Final = 3600.0
 
 
@@ -70,7 +70,7 @@ class WaitLoad:
             f"--runtime {self.runtime}: give seconds, above 0 and at most {_RUNTIME_MAX:.0f}": (
                 not 0 < self.runtime <= _RUNTIME_MAX
             ),
-            f"--think-us {self.think_us}: give 0 to {_THINK_US_MAX}": not 0 <= self.think_us <= _THINK_US_MAX,
+            f"--think-us {self.think_us}: give 0 to {THINK_US_MAX}": not 0 <= self.think_us <= THINK_US_MAX,
             f"--poll-max-us {self.poll_max_us}: give 1 to {POLL_US_MAX}": not 1 <= self.poll_max_us <= POLL_US_MAX,
         }
         for message, holds in wrong.items():

@@ -63,7 +63,7 @@ struct bench {
 	/* of the run under way */
 	struct bench_result *result;
 	int rw;
-	uint64_t random, cursor, left, deadline_ns, in_flight;
+	uint64_t random, cursor, left, deadline_ns, think_ns, in_flight;
 };
 
 uint32_t bench_bucket_of(uint64_t ns)
@@ -323,6 +323,15 @@ static void take_back(struct bench *b, struct request *r, uint64_t now)
 		compare(b, r, ok);
 }
 
+/* As a program does between two requests. It spins: a sleep would have its own latency. */
+static void think(struct bench *b)
+{
+	uint64_t since = now_ns(), pause = bench_pause_ns(&b->random, b->think_ns);
+
+	while (now_ns() - since < pause && !load_acquire(&b->stopped))
+		cpu_relax();
+}
+
 /* One look at every queue. Return: requests that came back, or -errno */
 static int turn(struct bench *b, uint64_t *now)
 {
@@ -344,6 +353,8 @@ static int turn(struct bench *b, uint64_t *now)
 		b->in_flight -= (uint32_t)n;
 		if (*now >= b->deadline_ns)
 			b->left = 0;
+		if (b->think_ns && b->left)
+			think(b);
 		err = send_batch(b, q, used, (uint32_t)n);
 		if (err)
 			return err;
@@ -448,6 +459,7 @@ int bench_run(struct bench *b, const struct bench_load *load, struct bench_resul
 	b->rw = load->rw;
 	b->cursor = 0;
 	b->left = load->requests ? load->requests : UINT64_MAX;
+	b->think_ns = load->think_ns;
 	b->in_flight = 0;
 	start_ns = now_ns();
 	b->deadline_ns = load->runtime_ns ? start_ns + load->runtime_ns : UINT64_MAX;

@@ -41,6 +41,7 @@ struct bench_load {
 	int rw;              /* enum bench_rw; sequential ones start at block 0 */
 	uint64_t runtime_ns; /* send for so long; 0: no bound */
 	uint64_t requests;   /* send so many; 0: no bound */
+	uint64_t think_ns;   /* from answers to the requests that replace them: 1/2 to 3/2 of this, evenly */
 };
 
 struct bench_result {

@@ -30,6 +30,12 @@ static inline uint64_t bench_random(uint64_t *state)
 	return *state = x;
 }
 
+/* A pause: 1/2 to 3/2 of @mean_ns, evenly. */
+static inline uint64_t bench_pause_ns(uint64_t *state, uint64_t mean_ns)
+{
+	return mean_ns / 2 + (mean_ns ? bench_random(state) % mean_ns : 0);
+}
+
 /* bench_verify_init() - Nothing is known, nothing claimed. Return: 0 or -ENOMEM */
 int bench_verify_init(struct bench_verify *v, uint64_t blocks, uint32_t block_size, uint64_t seed);
 void bench_verify_fini(struct bench_verify *v);

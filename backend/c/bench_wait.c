@@ -209,7 +209,7 @@ static int request(struct stage *s)
 /* Requests with pauses between them, for so long. The pauses spin: a sleep would have its own latency. */
 static int send_for(struct stage *s, uint64_t ns)
 {
-	uint64_t start = now_ns(), think = s->cfg->think_ns;
+	uint64_t start = now_ns();
 
 	while (now_ns() - start < ns) {
 		uint64_t pause, since;
@@ -217,7 +217,7 @@ static int send_for(struct stage *s, uint64_t ns)
 
 		if (rc < 0)
 			return rc;
-		pause = think / 2 + (think ? bench_random(&s->random) % think : 0);
+		pause = bench_pause_ns(&s->random, s->cfg->think_ns);
 		for (since = now_ns(); now_ns() - since < pause && !stopped(s);)
 			cpu_relax();
 	}

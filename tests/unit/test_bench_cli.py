@@ -85,6 +85,10 @@ def test_a_front_end_that_sleeps_counts_the_interrupts_that_woke_it(nothing: Pat
     assert report(nothing, "--wait", "sleep")["calls_per_io"] > 0
 
 
+def test_a_front_end_that_thinks_sends_no_more_than_it_has_time_for(nothing: Path) -> None:
+    assert report(nothing, "--think-us", "1000", "--requests", "100")["seconds"] >= 0.05
+
+
 def test_large_requests_go_in_as_many_segments_as_the_disk_wants(disk: Path) -> None:
     assert report(disk, "--bs", "1M", "--rw", "randrw", "--requests", "20")["errors"] == 0
 

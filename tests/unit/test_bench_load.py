@@ -42,6 +42,8 @@ def test_other_block_sizes_are_refused(text: str) -> None:
         ({"warmup": -1.0}, "--warmup -1.0"),
         ({"requests": 0}, "--requests 0"),
         ({"size": 512}, "--size 512"),
+        ({"think_us": -1}, "--think-us -1"),
+        ({"think_us": 1_000_001}, "--think-us 1000001"),
         ({"cpu": 1 << 20}, "--cpu"),
     ],
 )
