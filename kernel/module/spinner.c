@@ -23,18 +23,23 @@
  *	schedule()
  *
  * Whatever ends a spin that brought no event, this or net.core.busy_poll, epoll
- * forgets the NAPI then (ep_busy_loop()), and its next waits sleep at once. The
- * next wake-up of a wrapper brings the NAPI back, as ep_poll_callback() takes the
- * item's id before anything else: a signal of the eventfd, or EVENTFD_SET_POLL.
+ * forgets the NAPI then (ep_busy_loop()), and its next waits would sleep at once.
+ * So we remind it, when it sleeps: ep_poll_callback() takes the NAPI id of an item
+ * before it finds that a wake-up's key is for nothing that the item waits for. We
+ * do so after each spin, as we can't know whether it found an event: a word that
+ * holds may be another epoll's.
  */
 
+#include <linux/jiffies.h>
 #include <linux/ktime.h>
 #include <linux/minmax.h>
+#include <linux/poll.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/stat.h>
 #include <linux/slab.h>
+#include <linux/timer.h>
 #include <linux/wait.h>
 
 #include "spinner.h"
@@ -53,6 +58,12 @@
  * as each takes an exception.
  */
 #define WATCHES_MAX 256
+
+/* At least one whole tick: by then epoll, which is about to sleep, has long forgotten. */
+#define REMIND_TICKS 2
+
+/* An event that no file has, and so nobody waits for. */
+#define REMIND_KEY poll_to_key(EPOLLMSG)
 
 /**
  * spinner_gives_way() - should a spin end, because somebody else needs this CPU?
@@ -109,6 +120,18 @@ static void spinner_end(struct spinner *s)
 	}
 }
 
+/* Have every epoll with one of our wrappers spin when it waits again, see the top of this file. */
+static void spinner_remind(struct timer_list *timer)
+{
+	struct spinner *s = from_timer(s, timer, reminder);
+	struct watch *w;
+
+	spin_lock(&s->lock);
+	list_for_each_entry(w, &s->watches, link)
+		__wake_up(&w->sk.sk_socket->wq.wait, TASK_NORMAL, 0, REMIND_KEY);
+	spin_unlock(&s->lock);
+}
+
 /*
  * Runs in the context of the task that is in epoll_wait(), with bottom halves and
  * preemption off, and never in a softirq: nobody schedules this NAPI.
@@ -130,9 +153,12 @@ static int spinner_poll(struct napi_struct *napi, int budget)
 	 */
 	if (now - s->start_us >= max_us || spinner_gives_way() || signal_pending(current))
 		spinner_end(s);
-	/* The call that ends a spin. */
-	if (!test_bit(NAPI_STATE_IN_BUSY_POLL, &napi->state))
+	/* The call that ends a spin. Without a wrapper there is nobody to remind, and s may soon be gone. */
+	if (!test_bit(NAPI_STATE_IN_BUSY_POLL, &napi->state)) {
 		s->start_us = 0;
+		if (!list_empty(&s->watches))
+			mod_timer(&s->reminder, jiffies + REMIND_TICKS);
+	}
 	spin_unlock(&s->lock);
 
 	napi_complete_done(napi, 0);
@@ -153,6 +179,7 @@ struct spinner *spinner_new(void)
 	kref_init(&s->ref);
 	spin_lock_init(&s->lock);
 	INIT_LIST_HEAD(&s->watches);
+	timer_setup(&s->reminder, spinner_remind, 0);
 	init_dummy_netdev(&s->dev);
 	netif_napi_add(&s->dev, &s->napi, spinner_poll);
 	napi_enable(&s->napi);
@@ -168,6 +195,7 @@ static void spinner_free(struct kref *ref)
 	 * rcu_read_lock(). It finds an empty list, and after it nobody finds the NAPI.
 	 * Not napi_disable(), which would wait here for as long as that epoll spins.
 	 */
+	del_timer_sync(&s->reminder);
 	__netif_napi_del(&s->napi);
 	kfree_rcu(s, rcu);
 }

@@ -9,6 +9,7 @@
 #include <linux/list.h>
 #include <linux/netdevice.h>
 #include <linux/spinlock.h>
+#include <linux/timer.h>
 
 /**
  * struct spinner - a NAPI, of which epoll believes that it brings packets
@@ -18,6 +19,7 @@
  * @watches:	what the NAPI looks at, struct watch
  * @count:	how many these are
  * @start_us:	when the spin under way began; 0: none is under way
+ * @reminder:	after a spin, makes epoll remember us
  * @napi:	what epoll finds by its id
  * @dev:	a NAPI needs a device
  */
@@ -28,6 +30,7 @@ struct spinner {
 	struct list_head watches;
 	unsigned int count;
 	u64 start_us;
+	struct timer_list reminder;
 	struct napi_struct napi;
 	struct net_device dev;
 };
