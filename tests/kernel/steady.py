@@ -24,9 +24,15 @@ IDLE_S = 2.0
 PATIENCE_S = 60.0
 
 
-def bench(sock: Path, requests: int) -> dict[str, Any]:
+def serving(strategy: str, disk: str, sock: Path, *options: str | Path) -> Daemon:
+    """Describe the daemon: its worker on its CPU, with time to spin."""
+    polling = ["--poll", strategy, "--poll-max-us", str(SPIN_US), "--cpus", str(WORKER_CPU)]
+    return Daemon("blk", "--engine", "aio", "--blk-file", disk, *polling, "--socket-path", sock, *options)
+
+
+def bench(sock: Path, requests: int, *options: str) -> dict[str, Any]:
     """Read at random, one request at a time, from a driver that never sleeps."""
-    words = ["--socket-path", str(sock), "--requests", str(requests), "--iodepth", "1", "--wait", "poll"]
+    words = ["--socket-path", str(sock), "--requests", str(requests), "--iodepth", "1", "--wait", "poll", *options]
     words += ["--cpu", str(OTHER_CPU), "--json"]
     run = subprocess.run([KPOLL, "bench", "blk", *words], stdout=subprocess.PIPE, check=True)
     report: dict[str, Any] = json.loads(run.stdout)
@@ -72,8 +78,7 @@ def main(strategy: str, disk: str, requests: int) -> None:
     leave_the_worker_alone()
     with tempfile.TemporaryDirectory() as folder:
         sock, metrics = Path(folder) / "s", Path(folder) / "m"
-        options = ["--engine", "aio", "--poll", strategy, "--poll-max-us", str(SPIN_US), "--cpus", str(WORKER_CPU)]
-        with Daemon("blk", *options, "--blk-file", disk, "--socket-path", sock, "--metrics-socket", metrics) as daemon:
+        with serving(strategy, disk, sock, "--metrics-socket", metrics) as daemon:
             started = daemon.logged("started")
             daemon.logged("listening")
             report = bench(sock, requests)
