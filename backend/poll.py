@@ -21,7 +21,6 @@ POLL_US_MAX: Final = 1_000_000
 type_poll = Literal["kernel", "module", "user", "off"]
 
 _NOT_ALLOWED: Final = (errno.EACCES, errno.EPERM)
-_NEVER_SPINS: Final = "polling is off on this host, so the kernel sleeps at once; its administrator turns it on with "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +34,13 @@ class PollConfig:
     why: str
     max_us: int = POLL_US_DEFAULT
     warning: str | None = None
+
+
+def _never_spins(sysctl: str) -> str:
+    return (
+        "polling is off on this host, so the kernel sleeps at once; "
+        f"its administrator turns it on with `sysctl {sysctl}={POLL_US_DEFAULT}`"
+    )
 
 
 def choose_poll(asked: str, max_us: int, kernel: KernelFacts) -> PollConfig:
@@ -51,10 +57,10 @@ def choose_poll(asked: str, max_us: int, kernel: KernelFacts) -> PollConfig:
         return PollConfig(strategy="off", why="--poll-max-us 0 leaves no time to poll", max_us=0)
     match asked:
         case "kernel":
-            warning = None if kernel.spin_us != 0 else f"{_NEVER_SPINS}`sysctl fs.eventfd_busy_poll=50`"
+            warning = None if kernel.spin_us != 0 else _never_spins("fs.eventfd_busy_poll")
             return PollConfig(strategy="kernel", why="asked for", max_us=max_us, warning=warning)
         case "module":
-            warning = None if kernel.net_busy_poll_us != 0 else f"{_NEVER_SPINS}`sysctl net.core.busy_poll=50`"
+            warning = None if kernel.net_busy_poll_us != 0 else _never_spins("net.core.busy_poll")
             return PollConfig(strategy="module", why="asked for", max_us=max_us, warning=warning)
         case "off":
             return PollConfig(strategy="off", why="asked for", max_us=0)

@@ -36,15 +36,10 @@ def version() -> str:
     return project
 
 
-def dkms_tree(folder: Path) -> Path:
-    """Gather below a folder what DKMS builds from, and return its place there."""
-    subprocess.run(["make", "-s", "-C", SOURCES, "dkms-tree", f"DESTDIR={folder}"], check=True)
-    return folder / "usr" / "src" / f"eventfd_poll-{version()}"
-
-
 def compiled(kernel: str, folder: Path) -> Compiled:
     """Compile the module below a folder, for patched, debug or stock."""
-    tree = dkms_tree(folder)
+    subprocess.run(["make", "-s", "-C", SOURCES, "dkms-tree", f"DESTDIR={folder}"], check=True)
+    tree = folder / "usr" / "src" / f"eventfd_poll-{version()}"
     make = ["make", "-s", "-C", str(built(kernel) / "build"), f"M={tree}/module", "W=1", "modules"]
     run = subprocess.run(make, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

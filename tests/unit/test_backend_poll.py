@@ -53,8 +53,8 @@ def test_what_is_asked_for_and_there_is_taken(asked: str, kernel: KernelFacts) -
 @pytest.mark.parametrize(
     ("asked", "kernel", "remedy"),
     [
-        ("kernel", POLLING_OFF, "sysctl fs.eventfd_busy_poll=50"),
-        ("module", POLLING_OFF, "sysctl net.core.busy_poll=50"),
+        ("kernel", POLLING_OFF, "sysctl fs.eventfd_busy_poll=100"),
+        ("module", POLLING_OFF, "sysctl net.core.busy_poll=100"),
     ],
 )
 def test_what_is_asked_for_works_but_warns_where_the_administrator_has_polling_off(
