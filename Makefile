@@ -51,21 +51,14 @@ demo-kernel: build ## The demo's last act alone, where the kernel polls for kpol
 	@kernel/vm/build patched >/dev/null
 	@$(BIN)/python -m tests.kernel.demo_kernel
 
-# Measurements in the VM, and the module's tests, are in check-kernel alone until they have been seen to pass on quiet and
-# on busy machines alike; check has the selftests on the patched kernel, and on the one that is broken on purpose.
-CHECK_KERNEL_ALONE := $(addprefix --ignore=tests/kernel/test_,bench_wait.py giving_way.py module.py story.py strategies.py) \
-	--deselect=tests/kernel/test_selftests.py::test_the_module_passes_all_that_a_module_can_do \
-	--deselect=tests/kernel/test_selftests.py::test_debians_kernel_has_nothing_to_complain_about_the_module \
-	--deselect=tests/kernel/test_vm_boots.py::test_an_unmodified_qemu_boots_a_guest_with_kvm
+check: lint ## Lint, types and all tests, check-kernel's too: what CI runs
+	$(BIN)/pytest -rs --durations=8 $(PYTEST_ARGS)
 
-check: lint ## Lint, types and all tests but some of check-kernel's: what CI runs
-	$(BIN)/pytest -rs --durations=8 $(CHECK_KERNEL_ALONE) $(PYTEST_ARGS)
-
-check-kernel: build $(TOOLS) ## The patched kernel and the module, in the test VM (in part also in make check; first builds the kernel)
+check-kernel: build $(TOOLS) ## The patched kernel and the module, in the test VM, alone (make check has this too; first builds the kernel)
 	@.ci/setup kernel
 	$(BIN)/pytest -rs --durations=8 $(PYTEST_ARGS) tests/kernel
 
-check-kernel-debug: build $(TOOLS) ## The same under KASAN and lockdep: some four times as long, not in CI
+check-kernel-debug: build $(TOOLS) ## The same under KASAN and lockdep, but what compares times: 15 minutes, not in CI
 	@.ci/setup kernel
 	KPOLL_TEST_KERNEL=debug $(BIN)/pytest -rs --durations=8 $(PYTEST_ARGS) tests/kernel
 

@@ -93,5 +93,5 @@ def test_an_nvme_disk_is_served_asleep_when_idle_and_its_completions_signal_as_f
 def test_under_steady_load_the_doorbell_stays_off_while_the_kernel_spins(patched: str) -> None:
     seen = load(Host("kernel", patched), "/dev/nullb0", REQUESTS)
     assert seen["kicks"] <= REQUESTS / 10_000
-    assert seen["hit"] >= 0.9 * REQUESTS
+    assert seen["hit"] >= REQUESTS / 2  # the worker finds the others before it waits: more, where a wait takes longer
     assert is_idle_and_woken_by_one_kick(seen)
