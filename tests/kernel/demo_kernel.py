@@ -65,7 +65,7 @@ async def act(stage: Stage, folder: Path) -> None:
     stage.steps = counted["steps"]
     for poll, count in counted["counts"].items():
         stage.figures[f"{count['requests']} reads, --poll {poll}"] = (
-            f"{count['kicks']} kicks from the guest; the worker slept {count['sleeps']} times"
+            f"kicks from the guest: {count['kicks']}; sleeps of the worker: {count['sleeps']}"
         )
 
 
