@@ -23,7 +23,6 @@
 /* Of these, so that no single submission keeps a worker from its other queues and from its mailbox for long. */
 #define BATCH_BYTES (32u << 20)
 #define REAP 64
-#define LANE_QUEUES 256
 #define REQS_KEPT 128 /* requests' memory that a stopped queue may keep: rings are stopped and started now and then */
 
 struct blk_lane {

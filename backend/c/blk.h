@@ -12,6 +12,7 @@
 
 #include "../../nvme/c/io.h"
 #include "../../vhost/c/virtq.h"
+#include "lane.h"
 
 #define BLK_SECTOR 512u
 #define BLK_SERIAL_LEN 20
@@ -38,14 +39,6 @@ struct blk_dev {
 	uint8_t write_back; /* atomic: CONFIG_WCE's writeback, or FLUSH negotiated without it */
 	uint32_t max_discard_sectors, max_write_zeroes_sectors;
 	uint8_t serial[BLK_SERIAL_LEN];
-};
-
-/* Who may touch a queue, and what it does; changes are announced through the worker's event fd. */
-enum queue_state {
-	QUEUE_STOPPED = 0, /* Python's: may be bound anew, its memory unmapped */
-	QUEUE_RUNNING = 1,
-	QUEUE_STOPPING = 2, /* no more pops; waits for its requests in flight */
-	QUEUE_BROKEN = 3,   /* a fault: no more pops; still the worker's until stopped */
 };
 
 struct blk_lane;
