@@ -24,7 +24,10 @@
  *	looks again	this file	this file	the kernel	the kernel
  *	sleeps in	epoll		epoll		ppoll		ppoll
  *
- * Descriptors are watched edge-triggered and never read: an eventfd reports an edge for every write whatever its
+ * A socket is another thing: it has a queue behind it, stays readable until that is empty, and is read by its owner
+ * alone. It is waited for as it is (wait_set_add_socket()).
+ *
+ * Doorbells' descriptors are watched edge-triggered and never read: an eventfd reports an edge for every write whatever its
  * counter says, so a kick costs no read(2), and a hostile peer that drains a shared descriptor can't block us in one.
  */
 #include "wait.h"
@@ -88,36 +91,89 @@ static int grow(struct wait_set *ws)
 	return rc;
 }
 
-int wait_set_add(struct wait_set *ws, int fd, const struct eventfd_poll_info *word, const void *cookie,
-		 uint64_t *signals)
+/* Is it epoll that waits for an entry's descriptor? Sockets stand beside the words where there is a ppoll. */
+static bool in_epoll(const struct wait_set *ws, const struct wait_entry *entry)
 {
-	struct wait_entry *entry;
-	int rc;
+	return entry->fd >= 0 && !entry->muted && !(entry->socket && kernel_watches(ws));
+}
 
-	if (word && wait_word_check(word) < 0)
-		return -EINVAL;
-	rc = grow(ws);
+static int epoll_add(const struct wait_set *ws, const struct wait_entry *entry)
+{
+	/* The descriptor's number, not the entry's place: entries move when one is deleted. */
+	struct epoll_event event = { .events = EPOLLIN | (entry->socket ? 0 : EPOLLET), .data.fd = entry->fd };
+
+	if (!in_epoll(ws, entry))
+		return 0;
+	return epoll_ctl(ws->epoll_fd, EPOLL_CTL_ADD, entry->fd, &event) < 0 ? -errno : 0;
+}
+
+static void epoll_del(const struct wait_set *ws, const struct wait_entry *entry)
+{
+	if (in_epoll(ws, entry))
+		epoll_ctl(ws->epoll_fd, EPOLL_CTL_DEL, entry->fd, NULL);
+}
+
+static int add(struct wait_set *ws, struct wait_entry entry)
+{
+	int rc = grow(ws);
+
 	if (rc < 0)
 		return rc;
-	entry = &ws->entries[ws->count];
-	*entry = (struct wait_entry){ .cookie = cookie, .signals = signals, .fd = fd, .has_word = word != NULL };
-	if (word)
-		entry->word = *word;
+	ws->entries[ws->count] = entry;
 	rc = kernel_watches(ws) ? wait_watch_add(ws, ws->count) : 0;
 	if (rc < 0)
 		return rc;
-	if (fd >= 0) {
-		/* The descriptor's number, not the entry's place: entries move when one is deleted. */
-		struct epoll_event event = { .events = EPOLLIN | EPOLLET, .data.fd = fd };
-
-		if (epoll_ctl(ws->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0) {
-			rc = -errno;
-			if (kernel_watches(ws))
-				wait_watch_del(ws, ws->count);
-			return rc;
-		}
+	rc = epoll_add(ws, &entry);
+	if (rc < 0) {
+		if (kernel_watches(ws))
+			wait_watch_del(ws, ws->count);
+		return rc;
 	}
 	ws->count++;
+	ws->sockets += entry.socket;
+	return 0;
+}
+
+int wait_set_add(struct wait_set *ws, int fd, const struct eventfd_poll_info *word, const void *cookie,
+		 uint64_t *signals)
+{
+	struct wait_entry entry = { .cookie = cookie, .signals = signals, .fd = fd, .has_word = word != NULL };
+
+	if (word && wait_word_check(word) < 0)
+		return -EINVAL;
+	if (word)
+		entry.word = *word;
+	return add(ws, entry);
+}
+
+int wait_set_add_socket(struct wait_set *ws, int fd, const void *cookie)
+{
+	return add(ws, (struct wait_entry){ .cookie = cookie, .fd = fd, .socket = true });
+}
+
+int wait_set_mute(struct wait_set *ws, int fd, bool muted)
+{
+	struct wait_entry *entry = ws->entries;
+	int rc = 0;
+
+	while (entry < ws->entries + ws->count && !(entry->socket && entry->fd == fd))
+		entry++;
+	if (entry == ws->entries + ws->count)
+		return -ENOENT;
+	if (entry->muted == muted)
+		return 0;
+	if (muted)
+		epoll_del(ws, entry);
+	entry->muted = muted;
+	if (!muted)
+		rc = epoll_add(ws, entry);
+	if (rc < 0) {
+		entry->muted = true;
+		return rc;
+	}
+	if (kernel_watches(ws))
+		wait_watch_mute(ws, (unsigned)(entry - ws->entries));
+	ws->sockets += muted ? -1u : 1u;
 	return 0;
 }
 
@@ -128,10 +184,10 @@ void wait_set_del(struct wait_set *ws, const void *cookie)
 			i++;
 			continue;
 		}
-		if (ws->entries[i].fd >= 0)
-			epoll_ctl(ws->epoll_fd, EPOLL_CTL_DEL, ws->entries[i].fd, NULL);
+		epoll_del(ws, &ws->entries[i]);
 		if (kernel_watches(ws))
 			wait_watch_del(ws, i);
+		ws->sockets -= ws->entries[i].socket && !ws->entries[i].muted;
 		if (i == --ws->count)
 			continue;
 		ws->entries[i] = ws->entries[ws->count];
@@ -164,6 +220,15 @@ void wait_count_signals(struct wait_set *ws, const struct epoll_event *events, i
 		for (unsigned k = 0; k < ws->count; k++)
 			if (ws->entries[k].fd == events[i].data.fd && ws->entries[k].signals)
 				count_add(ws->entries[k].signals, 1);
+}
+
+int wait_take_signals(struct wait_set *ws)
+{
+	struct epoll_event events[WAIT_EVENTS];
+	int n = epoll_wait(ws->epoll_fd, events, WAIT_EVENTS, 0);
+
+	wait_count_signals(ws, events, n);
+	return n;
 }
 
 static int sleep_for(struct wait_set *ws, struct epoll_event *events, int64_t timeout_ns)

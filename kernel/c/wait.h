@@ -42,6 +42,7 @@ struct wait_set {
 	enum wait_strategy strategy;
 	unsigned count, cap;
 	struct wait_entry *entries;
+	unsigned sockets; /* entries that wait_set_add_socket() made, and that aren't muted */
 	struct wait_stats stats;
 	uint64_t max_ns; /* upper bound of a spin */
 
@@ -84,6 +85,25 @@ void wait_set_fini(struct wait_set *ws);
  */
 int wait_set_add(struct wait_set *ws, int fd, const struct eventfd_poll_info *word, const void *cookie,
 		 uint64_t *signals);
+
+/**
+ * wait_set_add_socket() - Add a descriptor that stays readable until somebody reads what is there: a socket, a tap
+ * @fd:		As of wait_set_add(), but it ends each wait for as long as it is readable or has an error, not once per edge
+ * @cookie:	Likewise
+ *
+ * WAIT_KERNEL and WAIT_MODULE hand it to the one ppoll(2) beside the words, so that the kernel busy-polls its network card's
+ * queue (SO_BUSY_POLL) and looks at the words in the same loop. WAIT_USER asks for it while it spins, at a system call each.
+ *
+ * Return: 0; -ENOMEM; -errno of epoll_ctl(2)
+ */
+int wait_set_add_socket(struct wait_set *ws, int fd, const void *cookie);
+
+/*
+ * wait_set_mute() - Don't wait for a socket, as long as there is no room for what it has; or do again
+ *
+ * Return: 0; -ENOENT when no entry is this socket's; unmuting: -ENOMEM, -errno of epoll_ctl(2)
+ */
+int wait_set_mute(struct wait_set *ws, int fd, bool muted);
 
 /* wait_set_del() - Remove every entry added with @cookie */
 void wait_set_del(struct wait_set *ws, const void *cookie);

@@ -80,14 +80,13 @@ void wait_kernel_init(struct wait_set *ws)
 static int wait_in_kernel(struct wait_set *ws, int64_t timeout_ns, bool *armed)
 {
 	struct timespec ts = { timeout_ns / 1000000000, timeout_ns % 1000000000 };
-	struct epoll_event events[WAIT_EVENTS];
 	int n = ppoll(ws->fds, WAIT_AT(ws->count), timeout_ns < 0 ? NULL : &ts, NULL);
 
 	if (n <= 0)
 		return n;
 	*armed |= wait_watch_touch(ws);
 	if (ws->fds[0].revents)
-		wait_count_signals(ws, events, epoll_wait(ws->epoll_fd, events, WAIT_EVENTS, 0));
+		wait_take_signals(ws);
 	return n;
 }
 

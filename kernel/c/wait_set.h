@@ -19,6 +19,8 @@ struct wait_entry {
 	uint64_t *signals;
 	int fd;
 	bool has_word;
+	bool socket; /* readable until it is read; has no word */
+	bool muted;  /* a socket that isn't waited for now */
 };
 
 /* Does the condition of any word hold now? */
@@ -33,8 +35,10 @@ static inline bool wait_any_word(const struct wait_set *ws)
 /*
  * wait_arm_all() - Turn every doorbell on, and execute the full barrier that has to come before the last look
  * wait_count_signals() - Count what epoll reported; @n may be an error
+ * wait_take_signals() - Take what epoll has gathered, and count it. Return: how many, or -1
  */
 void wait_arm_all(const struct wait_set *ws);
+int wait_take_signals(struct wait_set *ws);
 void wait_count_signals(struct wait_set *ws, const struct epoll_event *events, int n);
 
 /* wait_user.c. wait_user_spin(): did a condition come true? wait_user_slept(): how long the sleep after it took */
@@ -44,7 +48,7 @@ void wait_user_slept(struct wait_set *ws, uint64_t slept_ns);
 
 /*
  * wait_watch.c, for WAIT_KERNEL and WAIT_MODULE. Words are named by their entry's index. Return: 0 or -errno
- * wait_watch_grow(): room for @cap entries. wait_watch_move(): the entry at @from is to be the one at @to.
+ * wait_watch_grow(): room for @cap entries. wait_watch_mute(): the socket's entry has changed its mind. wait_watch_move(): the entry at @from is to be the one at @to.
  * wait_watch_touch(): after a ppoll(2), look after the words that the kernel couldn't reach. Return: were there any?
  */
 #define WAIT_AT(i) (1 + (i)) /* in fds, which begins with the epoll descriptor */
@@ -52,6 +56,7 @@ int wait_watch_init(struct wait_set *ws);
 void wait_watch_fini(struct wait_set *ws);
 int wait_watch_grow(struct wait_set *ws, unsigned cap);
 int wait_watch_add(struct wait_set *ws, unsigned at);
+void wait_watch_mute(struct wait_set *ws, unsigned at);
 void wait_watch_del(struct wait_set *ws, unsigned at);
 void wait_watch_move(struct wait_set *ws, unsigned to, unsigned from);
 bool wait_watch_touch(struct wait_set *ws);

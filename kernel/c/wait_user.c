@@ -58,6 +58,10 @@ static bool spin(struct wait_set *ws)
 			}
 			cpu_relax();
 		}
+		if (unlikely(ws->sockets) && wait_take_signals(ws) > 0) {
+			count_add(&ws->stats.hits, 1);
+			return true;
+		}
 		now = now_ns();
 		if (!start)
 			start = last = now;

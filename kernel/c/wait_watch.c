@@ -3,7 +3,8 @@
  * wait_watch.c - each word on an eventfd that the kernel watches it by: EVENTFD_SET_POLL, of the patch or of the module
  *
  * The eventfds are made here, one for each word, and nobody ever writes them: a kick descriptor is a shared object, whose
- * condition the other side could change. Entry i's is fds[WAIT_AT(i)], or -1, which ppoll passes over.
+ * condition the other side could change. Entry i's is fds[WAIT_AT(i)], or -1, which ppoll passes over. A socket's entry has
+ * the socket itself there.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -89,7 +90,7 @@ int wait_watch_add(struct wait_set *ws, unsigned at)
 	struct eventfd_poll_info info;
 	int fd, rc;
 
-	ws->fds[WAIT_AT(at)] = (struct pollfd){ .fd = -1, .events = POLLIN };
+	ws->fds[WAIT_AT(at)] = (struct pollfd){ .fd = entry->socket ? entry->fd : -1, .events = POLLIN };
 	if (!entry->has_word)
 		return 0;
 	fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -111,6 +112,13 @@ int wait_watch_add(struct wait_set *ws, unsigned at)
 	return 0;
 }
 
+void wait_watch_mute(struct wait_set *ws, unsigned at)
+{
+	const struct wait_entry *entry = &ws->entries[at];
+
+	ws->fds[WAIT_AT(at)] = (struct pollfd){ .fd = entry->muted ? -1 : entry->fd, .events = POLLIN };
+}
+
 /*
  * Closing is enough: a condition goes with the last close of its file, and there is no other reference. The descriptor
  * was made here, close-on-exec, and never given away; and nobody is inside ppoll with it, for the thread that waits is
@@ -121,6 +129,10 @@ void wait_watch_del(struct wait_set *ws, unsigned at)
 {
 	struct pollfd *word = &ws->fds[WAIT_AT(at)];
 
+	if (ws->entries[at].socket) { /* its owner's to close */
+		word->fd = -1;
+		return;
+	}
 	if (word->fd < 0) {
 		ws->lost -= ws->entries[at].has_word;
 		return;
@@ -184,7 +196,7 @@ bool wait_watch_touch(struct wait_set *ws)
 	bool any = false;
 
 	for (unsigned i = 0; i < ws->count; i++) {
-		if (!(ws->fds[WAIT_AT(i)].revents & (POLLERR | POLLNVAL)))
+		if (!ws->entries[i].has_word || !(ws->fds[WAIT_AT(i)].revents & (POLLERR | POLLNVAL)))
 			continue;
 		any = true;
 		wait_word_true(&ws->entries[i].word);

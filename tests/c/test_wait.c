@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -187,6 +188,14 @@ static void a_word_that_was_removed_is_neither_looked_at_nor_armed(int strategy)
 	wait_set_fini(&ws);
 }
 
+static uint64_t waited_ns(struct wait_set *ws, int64_t timeout_ns)
+{
+	uint64_t start = now_ns();
+
+	wait_set_wait(ws, timeout_ns);
+	return now_ns() - start;
+}
+
 static void an_eventfd_is_never_read_and_yet_each_write_wakes(int strategy)
 {
 	uint64_t one = 1, signals = 0, counter;
@@ -208,6 +217,98 @@ static void an_eventfd_is_never_read_and_yet_each_write_wakes(int strategy)
 	close(fd);
 }
 
+static void a_socket_ends_every_wait_until_it_has_been_read(int strategy)
+{
+	struct wait_set ws;
+	int pair[2];
+	char byte;
+
+	CHECK_EQ(socketpair(AF_UNIX, SOCK_DGRAM, 0, pair), 0);
+	CHECK_EQ(wait_set_init(&ws, strategy, 100), 0);
+	CHECK_EQ(wait_set_add_socket(&ws, pair[0], &ws), 0);
+	CHECK(write(pair[1], "a", 1) == 1);
+	CHECK(write(pair[1], "b", 1) == 1);
+	wait_set_wait(&ws, -1); /* for ever, if it didn't */
+	wait_set_wait(&ws, -1);
+	CHECK(read(pair[0], &byte, 1) == 1);
+	wait_set_wait(&ws, -1);
+	CHECK(read(pair[0], &byte, 1) == 1);
+	CHECK(waited_ns(&ws, 2000000) >= 2000000);
+	CHECK(write(pair[1], "c", 1) == 1);
+	wait_set_del(&ws, &ws);
+	CHECK_EQ(ws.count, 0);
+	CHECK(waited_ns(&ws, 2000000) >= 2000000);
+	wait_set_fini(&ws);
+	CHECK(read(pair[0], &byte, 1) == 1); /* still open: it isn't the set's */
+	close(pair[0]);
+	close(pair[1]);
+}
+
+static void a_muted_socket_ends_none(int strategy)
+{
+	struct wait_set ws;
+	int pair[2];
+
+	CHECK_EQ(socketpair(AF_UNIX, SOCK_DGRAM, 0, pair), 0);
+	CHECK_EQ(wait_set_init(&ws, strategy, 100), 0);
+	CHECK_EQ(wait_set_mute(&ws, pair[0], true), -ENOENT);
+	CHECK_EQ(wait_set_add_socket(&ws, pair[0], &ws), 0);
+	CHECK(write(pair[1], "a", 1) == 1);
+	for (int i = 0; i < 2; i++)
+		CHECK_EQ(wait_set_mute(&ws, pair[0], true), 0);
+	CHECK(waited_ns(&ws, 2000000) >= 2000000);
+	for (int i = 0; i < 2; i++)
+		CHECK_EQ(wait_set_mute(&ws, pair[0], false), 0);
+	wait_set_wait(&ws, -1);
+	CHECK_EQ(wait_set_mute(&ws, pair[0], true), 0);
+	wait_set_del(&ws, &ws);
+	CHECK_EQ(ws.sockets, 0);
+	wait_set_fini(&ws);
+	close(pair[0]);
+	close(pair[1]);
+}
+
+static void *sends_once_the_doorbell_is_armed(void *arg)
+{
+	const uint32_t *armed = ((void **)arg)[0];
+	const int *fd = ((void **)arg)[1];
+
+	while (!__atomic_load_n(armed, __ATOMIC_ACQUIRE))
+		cpu_relax();
+	return write(*fd, "a", 1) == 1 ? NULL : arg;
+}
+
+/* The socket beside a word whose doorbell is armed just before the sleep. */
+static void a_socket_ends_a_sleep_that_waits_for_words_too(int strategy)
+{
+	uint32_t word = 0, armed = 0;
+	struct eventfd_poll_info w = {
+		.addr = (uintptr_t)&word,
+		.size = 4,
+		.op = EVENTFD_POLL_OP_NOT_EQUAL,
+		.flags = EVENTFD_POLL_F_ARM,
+		.arm_addr = (uintptr_t)&armed,
+		.arm_val = 1,
+	};
+	struct wait_set ws;
+	pthread_t thread;
+	void *failed;
+	int pair[2];
+	void *to_watch[] = { &armed, &pair[1] };
+
+	CHECK_EQ(socketpair(AF_UNIX, SOCK_DGRAM, 0, pair), 0);
+	CHECK_EQ(wait_set_init(&ws, strategy, 100), 0);
+	CHECK_EQ(wait_set_add(&ws, -1, &w, &ws, NULL), 0);
+	CHECK_EQ(wait_set_add_socket(&ws, pair[0], &ws), 0);
+	CHECK_EQ(pthread_create(&thread, NULL, sends_once_the_doorbell_is_armed, to_watch), 0);
+	CHECK_EQ(wait_set_wait(&ws, -1), WAIT_ARMED);
+	CHECK_EQ(pthread_join(thread, &failed), 0);
+	CHECK(failed == NULL);
+	wait_set_fini(&ws);
+	close(pair[0]);
+	close(pair[1]);
+}
+
 static void what_epoll_cannot_watch_is_refused(int strategy)
 {
 	uint32_t word = 0;
@@ -225,12 +326,10 @@ static void what_epoll_cannot_watch_is_refused(int strategy)
 static void a_wait_without_events_ends_at_its_timeout(int strategy)
 {
 	struct wait_set ws;
-	uint64_t start = now_ns();
 
 	CHECK_EQ(wait_set_init(&ws, strategy, 1), 0);
 	CHECK_EQ(wait_set_add(&ws, -1, NULL, &ws, NULL), 0);
-	wait_set_wait(&ws, 2000000);
-	CHECK(now_ns() - start >= 2000000);
+	CHECK(waited_ns(&ws, 2000000) >= 2000000);
 	wait_set_fini(&ws);
 }
 
@@ -411,6 +510,9 @@ int main(void)
 	EACH(the_arm_word_is_written_before_a_sleep_and_only_then);
 	EACH(a_word_that_was_removed_is_neither_looked_at_nor_armed);
 	EACH(an_eventfd_is_never_read_and_yet_each_write_wakes);
+	EACH(a_socket_ends_every_wait_until_it_has_been_read);
+	EACH(a_muted_socket_ends_none);
+	EACH(a_socket_ends_a_sleep_that_waits_for_words_too);
 	EACH(what_epoll_cannot_watch_is_refused);
 	EACH(a_wait_without_events_ends_at_its_timeout);
 	EACH(a_set_that_nothing_was_added_to_waits_too);
