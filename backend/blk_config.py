@@ -11,7 +11,7 @@ from enum import IntFlag
 from typing import Final
 
 from kpoll.vhost._core import lib
-from kpoll.vhost.features import VirtioFeature
+from kpoll.vhost.features import RING_FEATURES
 
 from .config import SECTOR
 
@@ -44,15 +44,6 @@ class BlkFeature(IntFlag):
     VIRTIO_BLK_F_MQ = 1 << 12
     VIRTIO_BLK_F_DISCARD = 1 << 13
     VIRTIO_BLK_F_WRITE_ZEROES = 1 << 14
-
-
-RING_FEATURES: Final = (
-    VirtioFeature.VIRTIO_F_INDIRECT_DESC
-    | VirtioFeature.VIRTIO_F_EVENT_IDX
-    | VirtioFeature.VIRTIO_F_VERSION_1
-    | VirtioFeature.VIRTIO_F_RING_PACKED
-    | VirtioFeature.VIRTIO_F_RING_RESET
-)
 
 
 @dataclass(frozen=True, kw_only=True)

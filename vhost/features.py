@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntFlag
+from typing import Final
 
 
 class VirtioFeature(IntFlag):
@@ -21,6 +22,16 @@ class VirtioFeature(IntFlag):
     VIRTIO_F_ORDER_PLATFORM = 1 << 36
     VIRTIO_F_NOTIFICATION_DATA = 1 << 38
     VIRTIO_F_RING_RESET = 1 << 40
+
+
+# What the virtqueues of this library (c/virtq.h) serve, whatever the device.
+RING_FEATURES: Final = (
+    VirtioFeature.VIRTIO_F_INDIRECT_DESC
+    | VirtioFeature.VIRTIO_F_EVENT_IDX
+    | VirtioFeature.VIRTIO_F_VERSION_1
+    | VirtioFeature.VIRTIO_F_RING_PACKED
+    | VirtioFeature.VIRTIO_F_RING_RESET
+)
 
 
 class ProtocolFeature(IntFlag):
