@@ -195,7 +195,7 @@ def _make_queue(disk: Disk, index: int, lane: Any, worker: Worker, stack: ExitSt
     if handle == ffi.NULL:
         raise KpollError("out of memory for virtqueues: use a smaller --num-queues")
     stack.callback(lib.blk_queue_destroy, handle)
-    return BlkQueue(index, handle, lane, worker)
+    return BlkQueue(index, handle, lib.blk_lane_base(lane), worker)
 
 
 @contextmanager
@@ -211,7 +211,7 @@ def open_device(config: BlkConfig, disk: Disk, log: FilteringBoundLogger) -> Ite
         for index, lane in enumerate(lanes):
             worker = Worker(index, config.poll, config.cpus[index] if config.cpus else None, log)
             stack.callback(worker.close)
-            worker.add_lane(lane)
+            worker.add_lane(lib.blk_lane_base(lane))
             workers.append(worker)
         queues = [
             _make_queue(disk, index, lanes[index % len(lanes)], workers[index % len(workers)], stack)

@@ -17,8 +17,8 @@ import trio
 
 from kpoll.vhost._core import ffi, lib
 
-from .blk_queue import BlkQueue, QueueState
 from .errors import KpollError
+from .queue import QueueState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from .poll import PollConfig
+    from .queue import Queue
 
 STRATEGIES: Final[dict[str, int]] = {
     "off": lib.WAIT_OFF,
@@ -69,15 +70,15 @@ class Worker:
         self.handle = out[0]
         self._cpu = cpu
         self._log = log
-        self._queues: set[BlkQueue] = set()
+        self._queues: set[Queue] = set()
         self._changed = trio.Event()
         self._ended = False
 
     def add_lane(self, lane: Any) -> None:
-        """Give the worker its share of a disk, before `run`. Raises KpollError."""
+        """Give the worker its share of a device, a `struct lane *`, before `run`. Raises KpollError."""
         error = -lib.worker_add_lane(self.handle, lane)
         if error:
-            raise KpollError(f"a worker can't take its share of the disk: {os.strerror(error)}")
+            raise KpollError(f"a worker can't take its share of the device: {os.strerror(error)}")
 
     def close(self) -> None:
         """Free the C side. The thread must have ended."""
@@ -109,7 +110,7 @@ class Worker:
         if not self._ended:
             _check(lib.worker_stop(self.handle))
 
-    async def start_queue(self, queue: BlkQueue, kick_fd: int | None) -> None:
+    async def start_queue(self, queue: Queue, kick_fd: int | None) -> None:
         """Hand a bound queue over; returns when the worker has it. `kick_fd` stays the caller's and open till the end.
 
         Raises OSError, or KpollError when the worker has ended.
@@ -118,7 +119,7 @@ class Worker:
         self._queues.add(queue)
         await self._until(lambda: queue.state is not QueueState.STOPPED)
 
-    async def stop_queue(self, queue: BlkQueue) -> None:
+    async def stop_queue(self, queue: Queue) -> None:
         """Take a queue back; returns when nothing of it is in flight and its memory may go.
 
         A queue that isn't the worker's is left alone. Raises OSError, or KpollError when the worker has ended.
@@ -163,7 +164,7 @@ class Worker:
                     self._tell_fault(queue)
             self._announce()
 
-    def _tell_fault(self, queue: BlkQueue) -> None:
+    def _tell_fault(self, queue: Queue) -> None:
         kind = queue.take_fault()
         if kind is not None:
             self._log.error("queue_fault", queue=queue.index, kind=kind)

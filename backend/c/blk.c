@@ -26,12 +26,8 @@
 #define REQS_KEPT 128 /* requests' memory that a stopped queue may keep: rings are stopped and started now and then */
 
 struct blk_lane {
-	struct blk_dev *dev;
+	struct lane base;
 	struct io_engine *io;
-	unsigned count;
-	uint32_t broken_seen; /* mem_broken_count() when the queues' memory was last looked at */
-	bool broke;           /* a queue broke since the worker last asked */
-	struct blk_queue *queues[LANE_QUEUES];
 };
 
 struct blk_dev *blk_dev_create(void)
@@ -83,9 +79,9 @@ static void finish(struct blk_req *req, uint8_t status, uint64_t len)
 	struct blk_queue *q = req->queue;
 
 	WRITE_ONCE(*req->status, status);
-	virtq_push(&q->vq, &req->chain, (uint32_t)len);
+	virtq_push(&q->base.vq, &req->chain, (uint32_t)len);
 	put_req(req);
-	store_relaxed(&q->in_flight, q->in_flight - 1);
+	store_relaxed(&q->base.in_flight, q->base.in_flight - 1);
 }
 
 void blk_finish(struct blk_req *req, uint8_t status, uint64_t now)
@@ -140,15 +136,9 @@ static unsigned reap(struct blk_lane *lane)
 	now = now_ns();
 	for (unsigned i = 0; i < n; i++)
 		complete(lane, container_of(done[i], struct blk_req, io), now);
-	for (unsigned i = 0; i < lane->count; i++)
-		virtq_publish(&lane->queues[i]->vq);
+	for (unsigned i = 0; i < lane->base.count; i++)
+		virtq_publish(&lane->base.queues[i]->vq);
 	return n;
-}
-
-static void broke(struct blk_lane *lane, struct blk_queue *q)
-{
-	q->broke = lane->broke = true;
-	blk_queue_set_state(q, QUEUE_BROKEN);
 }
 
 /* Pop up to @max chains. Two passes, so that one chain's header is on its way while the next is popped. */
@@ -162,15 +152,15 @@ static unsigned pop_batch(struct blk_lane *lane, struct blk_queue *q, unsigned m
 	while (n < max && bytes < BATCH_BYTES) {
 		struct blk_req *req;
 
-		if (!virtq_more(&q->vq))
+		if (!virtq_more(&q->base.vq))
 			break;
 		req = get_req(q);
 		/* As many requests as ring entries: a driver that has more in flight reuses buffers we still hold. */
 		if (unlikely(!req)) {
-			rc = virtq_fail(&q->vq, VIRTQ_FAULT_TOO_MANY);
+			rc = virtq_fail(&q->base.vq, VIRTQ_FAULT_TOO_MANY);
 			break;
 		}
-		rc = virtq_pop(&q->vq, &req->chain, req->iov, BLK_IOVS);
+		rc = virtq_pop(&q->base.vq, &req->chain, req->iov, BLK_IOVS);
 		if (rc <= 0) {
 			put_req(req);
 			break;
@@ -180,7 +170,7 @@ static unsigned pop_batch(struct blk_lane *lane, struct blk_queue *q, unsigned m
 		batch[n++] = req;
 	}
 	if (n > 0) {
-		store_relaxed(&q->in_flight, q->in_flight + n);
+		store_relaxed(&q->base.in_flight, q->base.in_flight + n);
 		now = now_ns();
 		for (unsigned i = 0; i < n; i++) {
 			int ready;
@@ -192,49 +182,35 @@ static unsigned pop_batch(struct blk_lane *lane, struct blk_queue *q, unsigned m
 			} else if (ready < 0) {
 				/* No status byte to write: this one is never answered, only forgotten. */
 				put_req(batch[i]);
-				store_relaxed(&q->in_flight, q->in_flight - 1);
+				store_relaxed(&q->base.in_flight, q->base.in_flight - 1);
 				rc = ready;
 			}
 		}
 	}
 	if (unlikely(rc < 0))
-		broke(lane, q);
+		lane_fail(&lane->base, &q->base, VIRTQ_FAULT_NONE);
 	return n;
 }
 
-/* Memory was truncated under somebody: stop the queues that live in it. */
-static void check_memory(struct blk_lane *lane)
+static unsigned poll_lane(struct lane *base)
 {
-	lane->broken_seen = mem_broken_count();
-	for (unsigned i = 0; i < lane->count; i++) {
-		struct blk_queue *q = lane->queues[i];
-
-		if (q->state == QUEUE_RUNNING && mem_table_broken(q->vq.mem)) {
-			virtq_fail(&q->vq, VIRTQ_FAULT_MEMORY_GONE);
-			broke(lane, q);
-		}
-	}
-}
-
-unsigned blk_lane_poll(struct blk_lane *lane)
-{
+	struct blk_lane *lane = container_of(base, struct blk_lane, base);
 	unsigned work = reap(lane);
 
-	if (unlikely(lane->broken_seen != mem_broken_count()))
-		check_memory(lane);
-	for (unsigned i = 0; i < lane->count; i++) {
-		struct blk_queue *q = lane->queues[i];
+	lane_check_memory(base);
+	for (unsigned i = 0; i < base->count; i++) {
+		struct blk_queue *q = container_of(base->queues[i], struct blk_queue, base);
 		bool small = lane->io->completes_inline;
 		unsigned n;
 
-		if (q->state != QUEUE_RUNNING)
+		if (q->base.state != QUEUE_RUNNING)
 			continue;
 		n = pop_batch(lane, q, small ? BATCH_INLINE : BATCH);
 		if (n > 0 && small) {
 			io_submit_all(lane->io);
 			reap(lane);
 		}
-		virtq_publish(&q->vq); /* what was answered without any I/O */
+		virtq_publish(&q->base.vq); /* what was answered without any I/O */
 		work += n;
 	}
 	if (lane->io->in_flight > 0) {
@@ -244,6 +220,53 @@ unsigned blk_lane_poll(struct blk_lane *lane)
 	return work;
 }
 
+unsigned blk_lane_poll(struct blk_lane *lane)
+{
+	return poll_lane(&lane->base);
+}
+
+/* Completions wake the worker, however the engine tells of them. */
+static int join(struct lane *lane, struct wait_set *ws)
+{
+	struct io_engine *io = container_of(lane, struct blk_lane, base)->io;
+	struct io_wait waits[IO_WAITS_MAX];
+	unsigned n = io_waits(io, waits);
+
+	for (unsigned i = 0; i < n; i++) {
+		int rc = wait_set_add(ws, waits[i].fd, waits[i].has_word ? &waits[i].word : NULL, lane, NULL);
+
+		if (rc < 0)
+			return rc;
+		if (waits[i].has_word && wait_set_word_wakes(ws, waits[i].word.addr))
+			io_engine_ring_wakes(io);
+	}
+	return 0;
+}
+
+static int64_t sleep_timeout_ns(struct lane *lane)
+{
+	return io_sleep_timeout_ns(container_of(lane, struct blk_lane, base)->io);
+}
+
+/* Requests' memory may have come from as many pages as the queue is deep. */
+static void release(struct queue *queue)
+{
+	struct blk_queue *q = container_of(queue, struct blk_queue, base);
+
+	if (q->reqs_used <= REQS_KEPT)
+		return;
+	madvise(q->reqs, q->reqs_count * sizeof(*q->reqs), MADV_DONTNEED);
+	q->free = NULL;
+	q->reqs_used = 0;
+}
+
+static const struct lane_ops lane_ops = {
+	.poll = poll_lane,
+	.join = join,
+	.sleep_timeout_ns = sleep_timeout_ns,
+	.release = release,
+};
+
 int blk_lane_create(struct blk_lane **out, struct blk_dev *dev, const char *engine, uint32_t depth)
 {
 	struct blk_lane *lane = calloc(1, sizeof(*lane));
@@ -251,8 +274,7 @@ int blk_lane_create(struct blk_lane **out, struct blk_dev *dev, const char *engi
 
 	if (!lane)
 		return -ENOMEM;
-	lane->dev = dev;
-	lane->broken_seen = mem_broken_count();
+	lane_init(&lane->base, &lane_ops);
 	rc = io_engine_create(&lane->io, engine, &dev->target, depth);
 	if (rc < 0) {
 		free(lane);
@@ -270,51 +292,14 @@ void blk_lane_destroy(struct blk_lane *lane)
 	free(lane);
 }
 
-int blk_lane_add(struct blk_lane *lane, struct blk_queue *q)
+struct lane *blk_lane_base(struct blk_lane *lane)
 {
-	if (lane->count == LANE_QUEUES)
-		return -ENOMEM;
-	lane->queues[lane->count++] = q;
-	blk_queue_set_state(q, QUEUE_RUNNING);
-	if (mem_table_broken(q->vq.mem)) { /* it may have broken before this lane began to look */
-		virtq_fail(&q->vq, VIRTQ_FAULT_MEMORY_GONE);
-		broke(lane, q);
-	}
-	return 0;
-}
-
-void blk_lane_remove(struct blk_lane *lane, struct blk_queue *q)
-{
-	for (unsigned i = 0; i < lane->count; i++) {
-		if (lane->queues[i] == q) {
-			lane->queues[i] = lane->queues[--lane->count];
-			return;
-		}
-	}
+	return &lane->base;
 }
 
 struct io_engine *blk_lane_engine(struct blk_lane *lane)
 {
 	return lane->io;
-}
-
-struct blk_queue *blk_lane_broken(struct blk_lane *lane)
-{
-	for (unsigned i = 0; lane->broke && i < lane->count; i++) {
-		if (lane->queues[i]->broke) {
-			lane->queues[i]->broke = false;
-			return lane->queues[i];
-		}
-	}
-	lane->broke = false;
-	return NULL;
-}
-
-void blk_lane_notify_off(struct blk_lane *lane)
-{
-	for (unsigned i = 0; i < lane->count; i++)
-		if (lane->queues[i]->state == QUEUE_RUNNING)
-			virtq_notify_off(&lane->queues[i]->vq);
 }
 
 struct blk_queue *blk_queue_create(struct blk_dev *dev, uint16_t index)
@@ -323,7 +308,7 @@ struct blk_queue *blk_queue_create(struct blk_dev *dev, uint16_t index)
 
 	if (q) {
 		q->dev = dev;
-		q->index = index;
+		q->base.index = index;
 	}
 	return q;
 }
@@ -362,48 +347,19 @@ static int make_reqs(struct blk_queue *q, uint32_t count)
 	return 0;
 }
 
-void blk_queue_release(struct blk_queue *q)
-{
-	if (q->reqs_used <= REQS_KEPT)
-		return;
-	madvise(q->reqs, q->reqs_count * sizeof(*q->reqs), MADV_DONTNEED);
-	q->free = NULL;
-	q->reqs_used = 0;
-}
-
 int blk_queue_bind(struct blk_queue *q, const struct virtq_config *cfg, const struct mem_table *mem)
 {
-	uint64_t calls = q->vq.calls, suppressed = q->vq.calls_suppressed;
-	int rc = virtq_init(&q->vq, cfg, mem);
+	int rc = queue_bind(&q->base, cfg, mem);
 
-	/* Counters of the device, not of this binding. */
-	q->vq.calls = calls;
-	q->vq.calls_suppressed = suppressed;
-	q->broke = false;
 	return rc < 0 ? rc : make_reqs(q, cfg->size);
 }
 
-struct virtq *blk_queue_virtq(struct blk_queue *q)
+struct queue *blk_queue_base(struct blk_queue *q)
 {
-	return &q->vq;
+	return &q->base;
 }
 
 const struct blk_stats *blk_queue_stats(const struct blk_queue *q)
 {
 	return &q->stats;
-}
-
-uint32_t blk_queue_in_flight(const struct blk_queue *q)
-{
-	return load_relaxed(&q->in_flight);
-}
-
-int blk_queue_state(const struct blk_queue *q)
-{
-	return (int)load_acquire(&q->state); /* pairs with blk_queue_set_state() in the worker */
-}
-
-void blk_queue_set_state(struct blk_queue *q, enum queue_state state)
-{
-	store_release(&q->state, (uint32_t)state);
 }

@@ -3,7 +3,7 @@
  * blk.h - the virtio block device's data path (virtio 1.2 §5.2): chains in, I/O requests out, status bytes back
  *
  * blk_dev is the disk; blk_lane is one worker's share of it: an I/O engine and the virtqueues that this worker
- * serves. A worker calls blk_lane_poll() in a loop; nothing here blocks, allocates per request or logs.
+ * serves. Both begin with what the worker knows of them (lane.h). Nothing here blocks, allocates per request or logs.
  */
 #ifndef KPOLL_BLK_H
 #define KPOLL_BLK_H
@@ -11,7 +11,6 @@
 #include <stdint.h>
 
 #include "../../nvme/c/io.h"
-#include "../../vhost/c/virtq.h"
 #include "lane.h"
 
 #define BLK_SECTOR 512u
@@ -50,33 +49,53 @@ void blk_dev_destroy(struct blk_dev *dev);
 int blk_lane_create(struct blk_lane **out, struct blk_dev *dev, const char *engine, uint32_t depth);
 void blk_lane_destroy(struct blk_lane *lane);
 
+/* blk_lane_base(), blk_queue_base() - What a worker knows of them */
+struct lane *blk_lane_base(struct blk_lane *lane);
+struct queue *blk_queue_base(struct blk_queue *q);
+
 /*
  * blk_lane_poll() - One turn: reap, publish, pop a batch of each running queue, submit
  * Return: requests that moved; 0 means that there is nothing to do but wait
  */
 unsigned blk_lane_poll(struct blk_lane *lane);
-
-/* The worker's hold on a lane's queues. blk_lane_add(): the queue is bound and becomes RUNNING. Return: 0 or -ENOMEM */
-int blk_lane_add(struct blk_lane *lane, struct blk_queue *q);
-void blk_lane_remove(struct blk_lane *lane, struct blk_queue *q);
 struct io_engine *blk_lane_engine(struct blk_lane *lane);
-/* blk_lane_broken() - The next queue that broke since the last call, or NULL */
-struct blk_queue *blk_lane_broken(struct blk_lane *lane);
-/* blk_lane_notify_off() - After a sleep: ask the drivers of all running queues not to kick */
-void blk_lane_notify_off(struct blk_lane *lane);
 
 /* blk_queue_create() - A virtqueue's place in the disk; bound to rings by blk_queue_bind() before each start. */
 struct blk_queue *blk_queue_create(struct blk_dev *dev, uint16_t index);
 void blk_queue_destroy(struct blk_queue *q);
 /* blk_queue_bind() - Return: 0; virtq_init()'s errors; -ENOMEM */
 int blk_queue_bind(struct blk_queue *q, const struct virtq_config *cfg, const struct mem_table *mem);
-struct virtq *blk_queue_virtq(struct blk_queue *q);
 const struct blk_stats *blk_queue_stats(const struct blk_queue *q);
-uint32_t blk_queue_in_flight(const struct blk_queue *q);
-/* blk_queue_release() - Nothing is in flight: give back the memory that a deep queue made of requests */
-void blk_queue_release(struct blk_queue *q);
-/* blk_queue_state() - enum queue_state; acquire: what the worker did before the change is visible */
-int blk_queue_state(const struct blk_queue *q);
-void blk_queue_set_state(struct blk_queue *q, enum queue_state state);
+
+/* lane.h's words for a disk, for those who turn a lane without a worker */
+static inline int blk_lane_add(struct blk_lane *lane, struct blk_queue *q)
+{
+	return lane_add(blk_lane_base(lane), blk_queue_base(q));
+}
+
+static inline void blk_lane_remove(struct blk_lane *lane, struct blk_queue *q)
+{
+	lane_remove(blk_lane_base(lane), blk_queue_base(q));
+}
+
+static inline struct virtq *blk_queue_virtq(struct blk_queue *q)
+{
+	return &blk_queue_base(q)->vq;
+}
+
+static inline int blk_queue_state(struct blk_queue *q)
+{
+	return queue_state(blk_queue_base(q));
+}
+
+static inline void blk_queue_set_state(struct blk_queue *q, enum queue_state state)
+{
+	queue_set_state(blk_queue_base(q), state);
+}
+
+static inline uint32_t blk_queue_in_flight(struct blk_queue *q)
+{
+	return queue_in_flight(blk_queue_base(q));
+}
 
 #endif

@@ -158,7 +158,7 @@ int blk_parse(struct blk_queue *q, struct blk_req *req)
 	int used;
 
 	if (unlikely(in == 0 || chain->out_len < sizeof(header)))
-		return virtq_fail(&q->vq, VIRTQ_FAULT_REQUEST);
+		return virtq_fail(&q->base.vq, VIRTQ_FAULT_REQUEST);
 	if (likely(iov->iov_len == sizeof(header))) {
 		copy_once(&header, iov->iov_base, sizeof(header));
 		used = 1;

@@ -36,15 +36,11 @@ struct blk_req {
 };
 
 struct blk_queue {
-	struct virtq vq;
+	struct queue base;
 	struct blk_dev *dev;
 	struct blk_req *reqs; /* as many as the queue has entries, all in untouched pages until first used */
 	struct blk_req *free;
 	uint32_t reqs_count, reqs_used;
-	uint32_t in_flight;
-	uint32_t state; /* enum queue_state, atomic */
-	uint16_t index;
-	bool broke; /* since the worker last asked */
 	struct blk_stats stats;
 };
 

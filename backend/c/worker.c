@@ -40,22 +40,22 @@ enum command_op { COMMAND_START, COMMAND_STOP, COMMAND_EXIT };
 struct command {
 	struct command *next;
 	enum command_op op;
-	struct blk_lane *lane;
-	struct blk_queue *queue;
+	struct lane *lane;
+	struct queue *queue;
 	int kick_fd;
 };
 
 /* A queue that this worker holds. */
 struct held {
-	struct blk_lane *lane;
-	struct blk_queue *queue;
+	struct lane *lane;
+	struct queue *queue;
 	bool no_kick;
 };
 
 struct worker {
 	struct wait_set wait;
 	struct worker_stats stats;
-	struct blk_lane *lanes[LANES];
+	struct lane *lanes[LANES];
 	unsigned lane_count;
 	struct held *held;
 	unsigned held_count, held_cap;
@@ -134,22 +134,16 @@ int worker_event_fd(const struct worker *w)
 	return w->event_fd;
 }
 
-int worker_add_lane(struct worker *w, struct blk_lane *lane)
+int worker_add_lane(struct worker *w, struct lane *lane)
 {
-	struct io_wait waits[IO_WAITS_MAX];
-	unsigned n = io_waits(blk_lane_engine(lane), waits);
+	int rc;
 
 	if (w->lane_count == LANES)
 		return -ENOMEM;
-	for (unsigned i = 0; i < n; i++) {
-		int rc = wait_set_add(&w->wait, waits[i].fd, waits[i].has_word ? &waits[i].word : NULL, lane, NULL);
-
-		if (rc < 0) {
-			wait_set_del(&w->wait, lane);
-			return rc;
-		}
-		if (waits[i].has_word && wait_set_word_wakes(&w->wait, waits[i].word.addr))
-			io_engine_ring_wakes(blk_lane_engine(lane));
+	rc = lane->ops->join(lane, &w->wait);
+	if (rc < 0) {
+		wait_set_del(&w->wait, lane);
+		return rc;
 	}
 	w->lanes[w->lane_count++] = lane;
 	return 0;
@@ -172,12 +166,12 @@ static int post(struct worker *w, struct command command)
 	return 0;
 }
 
-int worker_start_queue(struct worker *w, struct blk_lane *lane, struct blk_queue *q, int kick_fd)
+int worker_start_queue(struct worker *w, struct lane *lane, struct queue *q, int kick_fd)
 {
 	return post(w, (struct command){ .op = COMMAND_START, .lane = lane, .queue = q, .kick_fd = kick_fd });
 }
 
-int worker_stop_queue(struct worker *w, struct blk_queue *q)
+int worker_stop_queue(struct worker *w, struct queue *q)
 {
 	return post(w, (struct command){ .op = COMMAND_STOP, .queue = q });
 }
@@ -187,7 +181,7 @@ int worker_stop(struct worker *w)
 	return post(w, (struct command){ .op = COMMAND_EXIT });
 }
 
-static int hold(struct worker *w, struct blk_lane *lane, struct blk_queue *q, bool no_kick)
+static int hold(struct worker *w, struct lane *lane, struct queue *q, bool no_kick)
 {
 	if (w->held_count == w->held_cap) {
 		unsigned cap = w->held_cap ? w->held_cap * 2 : 8;
@@ -218,23 +212,23 @@ static void start_queue(struct worker *w, const struct command *c)
 	struct eventfd_poll_info word;
 	int rc;
 
-	virtq_watch(blk_queue_virtq(c->queue), &word);
+	virtq_watch(&c->queue->vq, &word);
 	rc = hold(w, c->lane, c->queue, c->kick_fd < 0);
 	if (rc == 0)
 		rc = wait_set_add(&w->wait, c->kick_fd, &word, c->queue, &w->stats.kicks);
 	if (rc == 0)
-		rc = blk_lane_add(c->lane, c->queue);
+		rc = lane_add(c->lane, c->queue);
 	if (rc < 0) {
-		virtq_fail(blk_queue_virtq(c->queue), start_fault(rc));
+		virtq_fail(&c->queue->vq, start_fault(rc));
 		wait_set_del(&w->wait, c->queue);
-		blk_queue_set_state(c->queue, QUEUE_BROKEN);
+		queue_set_state(c->queue, QUEUE_BROKEN);
 	} else {
-		virtq_notify_off(blk_queue_virtq(c->queue));
+		virtq_notify_off(&c->queue->vq);
 	}
 	signal_fd(w->event_fd);
 }
 
-static bool is_held(const struct worker *w, const struct blk_queue *q)
+static bool is_held(const struct worker *w, const struct queue *q)
 {
 	for (unsigned i = 0; i < w->held_count; i++)
 		if (w->held[i].queue == q)
@@ -242,16 +236,16 @@ static bool is_held(const struct worker *w, const struct blk_queue *q)
 	return false;
 }
 
-static void stop_queue(struct worker *w, struct blk_queue *q)
+static void stop_queue(struct worker *w, struct queue *q)
 {
 	if (!is_held(w, q)) { /* never started, for want of memory, or stopped already */
-		blk_queue_set_state(q, QUEUE_STOPPED);
+		queue_set_state(q, QUEUE_STOPPED);
 		signal_fd(w->event_fd);
 		return;
 	}
 	/* Its words would stay true for ever now that nobody pops: out of the wait set at once. */
 	wait_set_del(&w->wait, q);
-	blk_queue_set_state(q, QUEUE_STOPPING);
+	queue_set_state(q, QUEUE_STOPPING);
 	w->stopping = true;
 }
 
@@ -293,22 +287,23 @@ static void settle(struct worker *w)
 	for (unsigned i = 0; i < w->held_count;) {
 		struct held *h = &w->held[i];
 
-		if (blk_queue_state(h->queue) != QUEUE_STOPPING) {
+		if (queue_state(h->queue) != QUEUE_STOPPING) {
 			i++;
 			continue;
 		}
-		if (blk_queue_in_flight(h->queue) > 0) {
+		if (queue_in_flight(h->queue) > 0) {
 			w->stopping = true;
 			i++;
 			continue;
 		}
-		virtq_publish(blk_queue_virtq(h->queue));
+		virtq_publish(&h->queue->vq);
 		/* A successor that waits for kicks expects to find the doorbell on. */
-		virtq_watch(blk_queue_virtq(h->queue), &doorbell);
+		virtq_watch(&h->queue->vq, &doorbell);
 		wait_word_arm(&doorbell);
-		blk_lane_remove(h->lane, h->queue);
-		blk_queue_release(h->queue);
-		blk_queue_set_state(h->queue, QUEUE_STOPPED); /* from here on it is Python's */
+		lane_remove(h->lane, h->queue);
+		if (h->lane->ops->release)
+			h->lane->ops->release(h->queue);
+		queue_set_state(h->queue, QUEUE_STOPPED); /* from here on it is Python's */
 		w->no_kick -= h->no_kick;
 		*h = w->held[--w->held_count];
 		released = true;
@@ -321,9 +316,9 @@ static void settle(struct worker *w)
 static void bury_broken(struct worker *w)
 {
 	for (unsigned i = 0; i < w->lane_count; i++) {
-		struct blk_queue *q;
+		struct queue *q;
 
-		while ((q = blk_lane_broken(w->lanes[i])) != NULL) {
+		while ((q = lane_broken(w->lanes[i])) != NULL) {
 			wait_set_del(&w->wait, q);
 			signal_fd(w->event_fd);
 		}
@@ -335,14 +330,15 @@ static void wait_for_work(struct worker *w)
 	int64_t timeout = w->no_kick ? NO_KICK_POLL_NS : -1;
 
 	for (unsigned i = 0; i < w->lane_count; i++) {
-		int64_t t = io_sleep_timeout_ns(blk_lane_engine(w->lanes[i]));
+		struct lane *lane = w->lanes[i];
+		int64_t t = lane->ops->sleep_timeout_ns ? lane->ops->sleep_timeout_ns(lane) : -1;
 
 		if (t >= 0 && (timeout < 0 || t < timeout))
 			timeout = t;
 	}
 	if (wait_set_wait(&w->wait, timeout) == WAIT_ARMED)
 		for (unsigned i = 0; i < w->lane_count; i++)
-			blk_lane_notify_off(w->lanes[i]);
+			lane_notify_off(w->lanes[i]);
 }
 
 int worker_run(struct worker *w)
@@ -355,7 +351,7 @@ int worker_run(struct worker *w)
 		if (unlikely(load_acquire(&w->notified)))
 			take_commands(w);
 		for (unsigned i = 0; i < w->lane_count; i++)
-			work += blk_lane_poll(w->lanes[i]);
+			work += w->lanes[i]->ops->poll(w->lanes[i]);
 		bury_broken(w);
 		if (unlikely(w->stopping))
 			settle(w);

@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 #include "../../kernel/c/wait.h"
-#include "blk.h"
+#include "lane.h"
 
 struct worker;
 
@@ -39,16 +39,16 @@ int worker_run(struct worker *w);
 /* worker_event_fd() - Readable after any queue changed state */
 int worker_event_fd(const struct worker *w);
 
-/* worker_add_lane() - Give the worker its share of a disk; before worker_run() */
-int worker_add_lane(struct worker *w, struct blk_lane *lane);
+/* worker_add_lane() - Give the worker its share of a device; before worker_run(). Return: 0; -ENOMEM; join()'s errors */
+int worker_add_lane(struct worker *w, struct lane *lane);
 
 /*
- * worker_start_queue(), worker_stop_queue() - Ask; the answer is the queue's state (blk_queue_state()). A queue whose
+ * worker_start_queue(), worker_stop_queue() - Ask; the answer is the queue's state (queue_state()). A queue whose
  * kick_fd can't be watched becomes BROKEN. Return: 0 or -ENOMEM
  * @kick_fd: watched edge-triggered, never read; -1 when the driver is to be polled. Must stay open until STOPPED.
  */
-int worker_start_queue(struct worker *w, struct blk_lane *lane, struct blk_queue *q, int kick_fd);
-int worker_stop_queue(struct worker *w, struct blk_queue *q);
+int worker_start_queue(struct worker *w, struct lane *lane, struct queue *q, int kick_fd);
+int worker_stop_queue(struct worker *w, struct queue *q);
 int worker_stop(struct worker *w);
 
 void worker_stats(struct worker *w, struct worker_stats *out);

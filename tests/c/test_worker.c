@@ -25,7 +25,7 @@ static void start_on(const char *path, const char *engine, int strategy)
 	dev = disk_make(path);
 	CHECK_EQ(blk_lane_create(&lane, dev, engine, 256), 0);
 	CHECK_EQ(worker_create(&worker, strategy, 50), 0);
-	CHECK_EQ(worker_add_lane(worker, lane), 0);
+	CHECK_EQ(worker_add_lane(worker, blk_lane_base(lane)), 0);
 	CHECK_EQ(pthread_create(&thread, NULL, run, worker), 0);
 }
 
@@ -70,13 +70,13 @@ static void guest_make(struct guest *g, uint16_t index, uint64_t features)
 static void guest_start(struct guest *g, uint16_t index, uint64_t features)
 {
 	guest_make(g, index, features);
-	CHECK_EQ(worker_start_queue(worker, lane, g->c.queue, g->kick), 0);
+	CHECK_EQ(worker_start_queue(worker, blk_lane_base(lane), blk_queue_base(g->c.queue), g->kick), 0);
 	await_state(&g->c, QUEUE_RUNNING);
 }
 
 static void guest_stop(struct guest *g)
 {
-	CHECK_EQ(worker_stop_queue(worker, g->c.queue), 0);
+	CHECK_EQ(worker_stop_queue(worker, blk_queue_base(g->c.queue)), 0);
 	await_state(&g->c, QUEUE_STOPPED);
 	CHECK_EQ(blk_queue_in_flight(g->c.queue), 0);
 }
@@ -197,7 +197,7 @@ static void a_stopped_queue_goes_on_where_it_was(void)
 		cfg.used_uva = DISK_UVA + at.used;
 		cfg.base = virtq_base(blk_queue_virtq(g.c.queue));
 		CHECK_EQ(blk_queue_bind(g.c.queue, &cfg, g.c.table), 0);
-		CHECK_EQ(worker_start_queue(worker, lane, g.c.queue, g.kick), 0);
+		CHECK_EQ(worker_start_queue(worker, blk_lane_base(lane), blk_queue_base(g.c.queue), g.kick), 0);
 		await_state(&g.c, QUEUE_RUNNING);
 	}
 	guest_stop(&g);
@@ -234,7 +234,7 @@ static void a_queue_without_a_kick_descriptor_is_polled(void)
 	g.kick = -1;
 	g.call = eventfd(0, EFD_NONBLOCK);
 	client_make(&g.c, dev, 0, 64, 0, -1, g.call);
-	CHECK_EQ(worker_start_queue(worker, lane, g.c.queue, -1), 0);
+	CHECK_EQ(worker_start_queue(worker, blk_lane_base(lane), blk_queue_base(g.c.queue), -1), 0);
 	await_state(&g.c, QUEUE_RUNNING);
 	client_add(&g.c, 0, VIRTIO_BLK_T_IN, 0, 0, 512);
 	driver_publish(g.c.driver);
@@ -253,7 +253,7 @@ static void a_kick_descriptor_that_cannot_be_watched_breaks_the_queue(void)
 	start("null", WAIT_OFF);
 	g.kick = dup(fileno(file));
 	client_make(&g.c, dev, 0, 64, 0, -1, -1);
-	CHECK_EQ(worker_start_queue(worker, lane, g.c.queue, g.kick), 0);
+	CHECK_EQ(worker_start_queue(worker, blk_lane_base(lane), blk_queue_base(g.c.queue), g.kick), 0);
 	await_state(&g.c, QUEUE_BROKEN);
 	guest_stop(&g);
 	guest_free(&g);
@@ -268,7 +268,7 @@ static void stopping_what_never_started_is_answered(void)
 	start("null", WAIT_OFF);
 	client_make(&c, dev, 0, 64, 0, -1, -1);
 	blk_queue_set_state(c.queue, QUEUE_BROKEN);
-	CHECK_EQ(worker_stop_queue(worker, c.queue), 0);
+	CHECK_EQ(worker_stop_queue(worker, blk_queue_base(c.queue)), 0);
 	await_state(&c, QUEUE_STOPPED);
 	client_free(&c);
 	stop();
@@ -351,7 +351,7 @@ static void a_queue_whose_memory_went_before_it_started_says_so(int strategy)
 	start("null", strategy);
 	guest_make(&g, 0, 0);
 	CHECK_EQ(ftruncate(g.c.fd, 0), 0);
-	CHECK_EQ(worker_start_queue(worker, lane, g.c.queue, g.kick), 0);
+	CHECK_EQ(worker_start_queue(worker, blk_lane_base(lane), blk_queue_base(g.c.queue), g.kick), 0);
 	CHECK(write(g.kick, &one, 8) == 8);
 	await_state(&g.c, QUEUE_BROKEN);
 	CHECK_EQ(blk_queue_virtq(g.c.queue)->fault, VIRTQ_FAULT_MEMORY_GONE);
