@@ -114,6 +114,60 @@ static void a_full_ring_refuses_and_takes_again(uint64_t features)
 	pair_free(&p);
 }
 
+/* A device that pops ahead, and stops: what it unpops is available to its successor, which starts at virtq_base(). */
+static void what_is_unpopped_is_popped_again(uint64_t features)
+{
+	enum { TOTAL = 3000, AHEAD = 7 };
+	struct virtq_chain held[AHEAD];
+	struct iovec iov[PAIR_CHAIN];
+	uint64_t back = 0, sent = 0;
+	struct pair p;
+
+	pair_make(&p, features, 64);
+	while (back < TOTAL) {
+		struct eventfd_poll_info word;
+		struct driver_used used[64];
+		unsigned holding = 0, keep;
+		uint32_t base;
+		int n;
+
+		while (sent < TOTAL && sent - back < 9) {
+			struct driver_buf bufs[PAIR_CHAIN] = { pair_buf(0, 1),   pair_buf(64, 2),  pair_buf(128, 3),
+							       pair_buf(192, 4), pair_buf(256, 5), pair_buf(320, 6) };
+
+			CHECK_EQ(driver_add(p.driver, bufs, 0, 1 + sent % PAIR_CHAIN, sent), 0);
+			sent++;
+		}
+		driver_publish(p.driver);
+		while (holding < AHEAD && virtq_pop(&p.device, &held[holding], iov, PAIR_CHAIN) == 1)
+			holding++;
+		keep = 1 + back % 3 < holding ? 1 + back % 3 : holding;
+		while (holding > keep)
+			virtq_unpop(&p.device, &held[--holding]);
+		base = virtq_base(&p.device);
+		virtq_watch(&p.device, &word);
+		CHECK_EQ(wait_word_true(&word), sent - back > keep);
+		CHECK_EQ(virtq_more(&p.device), sent - back > keep);
+		while (holding > 0) { /* the driver gets them back in another order */
+			holding--;
+			virtq_push(&p.device, &held[holding], held[holding].in_len);
+		}
+		virtq_publish(&p.device);
+		CHECK_EQ(virtq_base(&p.device), base);
+		n = driver_poll_used(p.driver, used, 64);
+		CHECK_EQ(n, keep);
+		for (int i = 0; i < n; i++) {
+			uint32_t pieces = 1 + used[i].token % PAIR_CHAIN;
+
+			CHECK_EQ(used[i].token, back + keep - 1 - (unsigned)i);
+			CHECK_EQ(used[i].len, pieces * (pieces + 1) / 2);
+		}
+		back += keep;
+	}
+	CHECK_EQ(driver_in_flight(p.driver), 0);
+	pair_free(&p);
+}
+
 static void what_cannot_be_a_request_or_a_queue_is_refused(void)
 {
 	struct driver_buf bufs[PAIR_CHAIN + 1] = { pair_buf(0, 16) };
@@ -149,11 +203,17 @@ static void EACH_a_full_ring_refuses_and_takes_again(void)
 	pair_each(a_full_ring_refuses_and_takes_again);
 }
 
+static void EACH_what_is_unpopped_is_popped_again(void)
+{
+	pair_each(what_is_unpopped_is_popped_again);
+}
+
 int main(void)
 {
 	RUN(EACH_the_device_sees_the_buffers_that_were_added);
 	RUN(EACH_every_request_comes_back_once);
 	RUN(EACH_a_full_ring_refuses_and_takes_again);
+	RUN(EACH_what_is_unpopped_is_popped_again);
 	RUN(what_cannot_be_a_request_or_a_queue_is_refused);
 	return 0;
 }

@@ -140,6 +140,14 @@ int virtq_check_indirect(struct virtq *q, uint32_t len, uint16_t flags)
 	return (int)(len / sizeof(struct vring_desc));
 }
 
+void virtq_unpop(struct virtq *q, const struct virtq_chain *chain)
+{
+	if (q->packed)
+		virtq_packed_unpop(q, chain);
+	else
+		q->avail_idx--; /* its entry stays in avail.ring until it was used (virtio 1.2 §2.7.6) */
+}
+
 void virtq_push(struct virtq *q, const struct virtq_chain *chain, uint32_t len)
 {
 	if (q->packed)

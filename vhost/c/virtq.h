@@ -115,6 +115,15 @@ bool virtq_more(struct virtq *q);
  */
 int virtq_pop(struct virtq *q, struct virtq_chain *chain, struct iovec *iov, unsigned cap);
 
+/**
+ * virtq_unpop() - Take back the last pop: the chain is the next that virtq_pop() returns
+ * @chain:	Popped last of all that were neither pushed nor unpopped
+ *
+ * For who pops ahead (net rx buffers) and must stop with nothing in flight. Every chain popped before it, and not unpopped
+ * after it, is to be pushed: the ring remembers one position, not which chains were left out.
+ */
+void virtq_unpop(struct virtq *q, const struct virtq_chain *chain);
+
 /* virtq_push() - Give a chain back with @len bytes written to it; the driver sees it after virtq_publish() */
 void virtq_push(struct virtq *q, const struct virtq_chain *chain, uint32_t len);
 

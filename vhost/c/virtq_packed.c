@@ -144,6 +144,17 @@ int virtq_packed_pop(struct virtq *q, struct virtq_gather *g)
 	return 1;
 }
 
+/* Its descriptors are as they were: used ones are written only over what was pushed, and that lies before them. */
+void virtq_packed_unpop(struct virtq *q, const struct virtq_chain *chain)
+{
+	if (q->avail_idx < chain->ndesc) {
+		q->avail_idx += q->size;
+		q->avail_wrap = !q->avail_wrap;
+	}
+	q->avail_idx -= chain->ndesc;
+	look_at_next(q);
+}
+
 void virtq_packed_push(struct virtq *q, const struct virtq_chain *chain, uint32_t len)
 {
 	struct vring_packed_desc *d = &q->ring[q->used_idx];

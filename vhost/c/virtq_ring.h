@@ -82,6 +82,7 @@ void virtq_split_watch(struct virtq *q, struct eventfd_poll_info *word);
 int virtq_packed_init(struct virtq *q, const struct virtq_config *cfg, const struct mem_table *mem);
 bool virtq_packed_more(struct virtq *q);
 int virtq_packed_pop(struct virtq *q, struct virtq_gather *g);
+void virtq_packed_unpop(struct virtq *q, const struct virtq_chain *chain);
 void virtq_packed_push(struct virtq *q, const struct virtq_chain *chain, uint32_t len);
 bool virtq_packed_publish(struct virtq *q);
 void virtq_packed_watch(struct virtq *q, struct eventfd_poll_info *word);
