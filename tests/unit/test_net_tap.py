@@ -20,6 +20,7 @@ from kpoll.backend.net_config import NO_OFFLOADS, OFFLOADS, NetFeature
 from kpoll.backend.net_options import TapBackend, TapFdBackend, mac_text
 from kpoll.backend.net_tap import TUN_PATH, Tap, open_tap, tun_offload
 from tests.netns import give_up_capabilities, in_own_network, set_up
+from tests.taps import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_QEMU, IFF_TAP, IFF_TUN, IFF_VNET_HDR, attach, delete, make
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,30 +28,11 @@ if TYPE_CHECKING:
 MAC = bytes.fromhex("525400123456")
 ANYBODY = 65534
 
-# linux/if_tun.h
-TUNSETIFF, TUNSETPERSIST, TUNSETOWNER, TUNSETOFFLOAD = 0x400454CA, 0x400454CB, 0x400454CC, 0x400454D0
-IFF_TUN, IFF_TAP, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_VNET_HDR = 0x0001, 0x0002, 0x0100, 0x1000, 0x4000
-IFF_QEMU = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
-
+TUNSETOFFLOAD = 0x400454D0
 SIOCETHTOOL, ETHTOOL_GTXCSUM, ETHTOOL_GTSO = 0x8946, 0x16, 0x1E
 
 ETH_P_TEST = 0x88B5  # IEEE 802 Local Experimental
 HEADER = bytes(12)
-
-
-def attach(name: str, flags: int = IFF_QEMU) -> int:
-    fd = os.open(TUN_PATH, os.O_RDWR)
-    fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
-    return fd
-
-
-def make(name: str, flags: int = IFF_QEMU, *, owner: int | None = None) -> None:
-    """Make an interface that stays without a descriptor, as `ip tuntap add` does."""
-    fd = attach(name, flags)
-    fcntl.ioctl(fd, TUNSETPERSIST, 1)
-    if owner is not None:
-        fcntl.ioctl(fd, TUNSETOWNER, owner)
-    os.close(fd)
 
 
 @contextlib.contextmanager
@@ -218,7 +200,7 @@ def test_a_tap_that_was_deleted_is_attached_to_again_when_it_is_back() -> None:
     make("vm1", IFF_QEMU | IFF_MULTI_QUEUE)
     with opened(pairs=2) as tap:
         tap.set_features(tap.offloads)
-        delete_by_netlink("vm1")
+        delete("vm1")
         assert not exists("vm1")
         assert not tap.attached
         make("vm1", IFF_QEMU | IFF_MULTI_QUEUE)
@@ -235,20 +217,10 @@ def test_a_tap_that_was_deleted_is_attached_to_again_when_it_is_back() -> None:
 def test_a_tap_that_was_deleted_and_came_back_as_something_else_is_refused() -> None:
     make("vm1")
     with opened() as tap:
-        delete_by_netlink("vm1")
+        delete("vm1")
         make("vm1", IFF_TUN)
         with pytest.raises(KpollError, match="vm1 exists and is no tap"):
             tap.attach_again()
-
-
-def delete_by_netlink(name: str) -> None:
-    """Do what `ip link del NAME` does, while somebody has it open."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as rtnl:
-        delete_link, request_ack = 17, 0x5
-        info = struct.pack("=BxHiII", 0, 0, socket.if_nametoindex(name), 0, 0)
-        rtnl.send(struct.pack("=IHHII", 16 + len(info), delete_link, request_ack, 1, 0) + info)
-        (error,) = struct.unpack_from("=i", rtnl.recv(4096), 16)
-        assert error == 0
 
 
 @in_own_network
