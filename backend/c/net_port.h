@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * net_port.h - where a network card's frames go to and come from: a tap, a UDP socket, nowhere, back
+ *
+ * A port moves batches of frames between guest memory and itself, never waits, and has one owner thread. It doesn't know
+ * of virtqueues: net.c gives it iovecs, checks headers, counts.
+ */
+#ifndef KPOLL_NET_PORT_H
+#define KPOLL_NET_PORT_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "net_hdr.h"
+
+#define NET_BATCH 32u                /* most frames in one tx() or rx() */
+#define NET_ROOM (NET_FRAME_MAX + 2) /* a frame, and enough to see that one is longer than any may be */
+
+/*
+ * A frame to send, or room for one to receive. iov[0] is always `hdr`, ours; the others are the frame. In rx the last of
+ * them is our own spill, so that there are at least NET_ROOM bytes whatever the guest's buffers hold.
+ */
+struct net_frame {
+	struct virtio_net_hdr_v1 hdr; /* tx: checked. rx: zeros; the port writes what it knows */
+	struct iovec *iov;
+	unsigned iovcnt;
+	uint32_t len; /* the frame's bytes, its header apart; rx: set by the port */
+	int error;    /* tx: set by the port */
+};
+
+struct net_port;
+
+struct net_port_ops {
+	/*
+	 * Send the frames, in order. Sets each one's error: 0; -EAGAIN, the port is full and the frame is lost; -EFAULT, its
+	 * memory is gone; -errno, why this frame can't be sent
+	 */
+	void (*tx)(struct net_port *port, struct net_frame *frames, unsigned n);
+	/* Receive up to @n frames (at most rx_batch). Return: how many; 0 when there is none; -EFAULT: memory is gone */
+	int (*rx)(struct net_port *port, struct net_frame *frames, unsigned n);
+	void (*destroy)(struct net_port *port);
+};
+
+struct net_port {
+	const struct net_port_ops *ops;
+	int fd;            /* readable when there is something to receive; -1: what there is comes of our own doing */
+	unsigned rx_batch; /* frames that one rx() can take */
+	uint32_t error;    /* atomic: the errno that sending or receiving met last, for the log; 0 none yet */
+};
+
+/* net_port_null() - Copies what is sent into a buffer of its own; @source bytes are received as often as there is room, 0: never */
+int net_port_null(struct net_port **out, uint32_t source);
+/* net_port_echo() - What is sent is received, as it was. Return (these two): 0, -EINVAL for an impossible size, -ENOMEM */
+int net_port_echo(struct net_port **out);
+/* net_port_destroy() - Free the port; its descriptor is who opened it's to close */
+void net_port_destroy(struct net_port *port);
+
+/* net_iov_write(), net_iov_read() - Copy to, or from, the start of an iovec. Return: bytes that it had room for, or held */
+size_t net_iov_write(const struct iovec *iov, unsigned count, const void *from, size_t len);
+size_t net_iov_read(const struct iovec *iov, unsigned count, void *to, size_t len);
+
+#endif

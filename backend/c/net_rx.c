@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * net_rx.c - one turn of an rx queue (virtio 1.2 §5.1.6.3, §5.1.6.4)
+ *
+ * THEORY OF OPERATION
+ *
+ * All that the driver makes available is popped at once and held: a worker that waits sees then by the avail index whether
+ * there is more, and a queue with buffers but no frames lets it sleep. Frames are received straight into the held buffers.
+ *
+ * How long a frame is, nobody knows before it is there. So the port gets the room that the last frame would have needed
+ * (one buffer, when it receives several frames at once), and behind it a spill of our own. What lands in the spill is
+ * copied on into the next held buffers if the driver merges buffers, and if not the frame is dropped. A port that receives
+ * a batch has had the buffers after the first frame's filled with the frames after it; those it left empty come next:
+ *
+ *	held:      a  b  c  d  e  f          received 2 of 3 frames, the first with a tail in its spill
+ *	room of:   0  1  2
+ *	used for:  0  1  0  0                pushed as a c d, b
+ *
+ * A frame that is dropped in the midst of a batch leaves its buffer behind others that are used. It is filled next. Should
+ * the queue stop before that, the ring can't be rewound across what was used after it: it is given back empty.
+ */
+#include "net_queue.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define REFILL 256u       /* chains popped in one turn */
+#define GATHER_IOVS 1000u /* what readv(2) takes (UIO_MAXIOV), header and spill apart */
+
+/* The i-th of the held buffers. */
+static struct net_buf *held(const struct net_queue *q, uint32_t i)
+{
+	uint32_t at = q->first + i;
+
+	return &q->bufs[at < q->bufs_count ? at : at - q->bufs_count];
+}
+
+static bool merges(const struct net_queue *q)
+{
+	return q->features >> VIRTIO_NET_F_MRG_RXBUF & 1;
+}
+
+static unsigned refill(struct net_lane *lane, struct net_queue *q)
+{
+	struct virtq *vq = &q->queue.vq;
+	uint32_t count = q->queue.in_flight;
+	unsigned n = 0;
+	int rc = 0;
+
+	while (n < REFILL && virtq_more(vq)) {
+		struct net_buf *buf = held(q, count);
+
+		/* As many as ring entries: a driver that has more in flight reuses buffers we still hold. */
+		if (unlikely(count == q->bufs_count)) {
+			rc = virtq_fail(vq, VIRTQ_FAULT_TOO_MANY);
+			break;
+		}
+		rc = virtq_pop(vq, &buf->chain, buf->iov, NET_RX_SEG_MAX);
+		if (rc <= 0)
+			break;
+		/* §5.1.6.3: writable, and room for a header at least */
+		if (unlikely(buf->chain.out_count > 0 || buf->chain.in_len < NET_HDR_LEN)) {
+			rc = virtq_fail(vq, VIRTQ_FAULT_REQUEST);
+			break;
+		}
+		buf->turn = q->popped++;
+		count++;
+		n++;
+	}
+	store_relaxed(&q->queue.in_flight, count);
+	if (unlikely(rc < 0))
+		lane_fail(&lane->lane, &q->queue, VIRTQ_FAULT_NONE);
+	return n;
+}
+
+/* Where a frame is to be received. */
+struct room {
+	uint32_t bufs;   /* how many of the held ones */
+	uint64_t direct; /* bytes of frame in them */
+	uint8_t *spill;
+};
+
+/*
+ * Make room from the held buffer @at on for @want bytes of frame, or for what one buffer holds. Return: iovecs used.
+ */
+static unsigned make_room(struct net_lane *lane, struct net_queue *q, uint32_t at, uint32_t want, unsigned i,
+			  struct iovec *iov, struct room *room)
+{
+	struct net_frame *f = &lane->frames[i];
+	size_t skip = NET_HDR_LEN;
+	unsigned n = 0;
+
+	memset(&f->hdr, 0, sizeof(f->hdr));
+	iov[n++] = (struct iovec){ &f->hdr, NET_HDR_LEN };
+	*room = (struct room){ .spill = lane->spill + (size_t)i * NET_ROOM };
+	do {
+		const struct net_buf *buf = held(q, at + room->bufs++);
+
+		room->direct += buf->chain.in_len - skip;
+		for (unsigned k = 0; k < buf->chain.in_count; k++) {
+			const struct iovec *piece = &buf->iov[k];
+
+			if (piece->iov_len > skip)
+				iov[n++] = (struct iovec){ (uint8_t *)piece->iov_base + skip, piece->iov_len - skip };
+			skip -= skip < piece->iov_len ? skip : piece->iov_len;
+		}
+	} while (room->direct < want && at + room->bufs < q->queue.in_flight && n + NET_RX_SEG_MAX < GATHER_IOVS);
+	iov[n++] = (struct iovec){ room->spill, NET_ROOM };
+	f->iov = iov;
+	f->iovcnt = n;
+	f->len = 0;
+	return n;
+}
+
+/*
+ * Give the driver the frame that was received into the held buffer @at: with as many of those from *@next on as it needs,
+ * the first of which may be part of its room. Return: false when it was dropped
+ */
+static bool deliver(struct net_queue *q, struct net_frame *f, const struct room *room, uint32_t at, uint32_t *next)
+{
+	uint64_t space = held(q, at)->chain.in_len - NET_HDR_LEN;
+	uint32_t bufs = 1, done = 0;
+
+	if (unlikely(f->len < NET_FRAME_MIN || f->len > NET_FRAME_MAX))
+		return net_drop(q, NET_DROP_LENGTH), false;
+	if (unlikely(!net_hdr_rx(&f->hdr, f->len, q->features)))
+		return net_drop(q, NET_DROP_HEADER), false;
+	for (; space < f->len; bufs++) {
+		if (!merges(q))
+			return net_drop(q, NET_DROP_TOO_LONG), false;
+		if (*next + bufs - 1 == q->queue.in_flight)
+			return net_drop(q, NET_DROP_NO_BUFFER), false;
+		space += held(q, *next + bufs - 1)->chain.in_len;
+	}
+	f->hdr.num_buffers = (uint16_t)bufs; /* §5.1.6.4.1: 1 without MRG_RXBUF */
+	for (uint32_t k = 0; k < bufs; k++) {
+		const struct net_buf *buf = held(q, k == 0 ? at : *next + k - 1);
+		uint32_t head = k == 0 ? NET_HDR_LEN : 0, left = f->len - done;
+		uint32_t len = buf->chain.in_len - head < left ? buf->chain.in_len - head : left;
+
+		if (k == 0)
+			net_iov_write(buf->iov, buf->chain.in_count, &f->hdr, NET_HDR_LEN);
+		if (k >= room->bufs)
+			net_iov_write(buf->iov, buf->chain.in_count, room->spill + (done - room->direct), len);
+		virtq_push(&q->queue.vq, &buf->chain, head + len);
+		done += len;
+	}
+	*next += bufs - 1;
+	q->last_len = f->len;
+	count_add(&q->stats.packets, 1);
+	count_add(&q->stats.bytes, f->len);
+	return true;
+}
+
+/* Of the first @count held buffers only those that are marked were left: keep these, in order, as the first ones. */
+static void advance(struct net_queue *q, uint32_t count, const bool *left, unsigned marks)
+{
+	uint32_t to = count;
+
+	for (unsigned i = marks; i-- > 0;)
+		if (unlikely(left[i]) && --to != i)
+			*held(q, to) = *held(q, i);
+	q->first = (uint32_t)(held(q, to) - q->bufs);
+	store_relaxed(&q->queue.in_flight, q->queue.in_flight - to);
+}
+
+/* Receive once, up to @max frames. Return: how many, dropped ones too; 0: there is none; -EFAULT: guest memory is gone */
+static int receive(struct net_lane *lane, struct net_queue *q, unsigned max)
+{
+	struct net_port *port = lane->port;
+	struct room rooms[NET_BATCH];
+	bool left[NET_BATCH];
+	struct iovec *iov = lane->iov;
+	uint32_t next, want = port->rx_batch == 1 && merges(q) ? q->last_len : 0;
+	int n;
+
+	for (unsigned i = 0; i < max; i++)
+		iov += make_room(lane, q, i, want, i, iov, &rooms[i]);
+	n = port->ops->rx(port, lane->frames, max);
+	if (n <= 0)
+		return n;
+	next = (uint32_t)n;
+	for (int i = 0; i < n; i++)
+		left[i] = !deliver(q, &lane->frames[i], &rooms[i], (uint32_t)i, &next);
+	advance(q, next, left, (unsigned)n);
+	return n;
+}
+
+unsigned net_rx_poll(struct net_lane *lane, struct net_queue *q)
+{
+	unsigned work = refill(lane, q), frames = 0;
+
+	while (frames < NET_BATCH && q->queue.in_flight > 0 && q->queue.state == QUEUE_RUNNING) {
+		unsigned max = NET_BATCH - frames;
+		int n;
+
+		if (max > lane->port->rx_batch)
+			max = lane->port->rx_batch;
+		if (max > q->queue.in_flight)
+			max = q->queue.in_flight;
+		n = receive(lane, q, max);
+		if (n == -EFAULT)
+			lane_fail(&lane->lane, &q->queue, VIRTQ_FAULT_MEMORY_GONE);
+		if (n <= 0)
+			break;
+		frames += (unsigned)n;
+	}
+	virtq_publish(&q->queue.vq);
+	return work + frames;
+}
+
+unsigned net_rx_give_back(struct net_queue *q)
+{
+	uint32_t count = q->queue.in_flight, n = count;
+
+	for (; n > 0 && held(q, n - 1)->turn == q->popped - 1; n--, q->popped--)
+		virtq_unpop(&q->queue.vq, &held(q, n - 1)->chain);
+	for (; n > 0; n--)
+		virtq_push(&q->queue.vq, &held(q, n - 1)->chain, 0);
+	virtq_publish(&q->queue.vq);
+	store_relaxed(&q->queue.in_flight, 0);
+	return count;
+}

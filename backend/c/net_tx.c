@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * net_tx.c - one turn of a tx queue (virtio 1.2 §5.1.6.2)
+ *
+ * THEORY OF OPERATION
+ *
+ * A chain is a header and a frame, cut into descriptors wherever the driver likes (§2.7.4.1). The header is copied once and
+ * checked; the frame stays where it is, and the port sends it from there. The whole batch is back in the used ring when the
+ * turn ends, so a tx queue never has anything in flight.
+ *
+ * One iovec before each chain's is kept free for our copy of the header: what a port writes is then one iovec array.
+ */
+#include "net_queue.h"
+
+#include <errno.h>
+
+/* Copy @len bytes from the front of @iov, which holds as many, taking them off. Return: iovecs used up */
+static unsigned take(struct iovec *iov, void *dst, size_t len)
+{
+	uint8_t *to = dst;
+	unsigned i = 0;
+
+	while (len > 0) {
+		size_t n = iov[i].iov_len < len ? iov[i].iov_len : len;
+
+		copy_once(to, iov[i].iov_base, n);
+		iov[i].iov_base = (uint8_t *)iov[i].iov_base + n;
+		iov[i].iov_len -= n;
+		to += n;
+		len -= n;
+		if (iov[i].iov_len == 0)
+			i++;
+	}
+	return i;
+}
+
+/* Make a frame of a chain's buffers; @iov[0] is free. Return: whether to send it; else it was counted */
+static bool parse(struct net_queue *q, const struct virtq_chain *chain, struct iovec *iov, struct net_frame *f)
+{
+	unsigned used = take(iov + 1, &f->hdr, NET_HDR_LEN);
+
+	f->iov = iov + used;
+	f->iovcnt = 1 + chain->out_count - used;
+	f->len = chain->out_len - NET_HDR_LEN;
+	if (unlikely(f->len < NET_FRAME_MIN || f->len > NET_FRAME_MAX))
+		return net_drop(q, NET_DROP_LENGTH), false;
+	if (unlikely(!net_hdr_tx(&f->hdr, f->len, q->features)))
+		return net_drop(q, NET_DROP_HEADER), false;
+	f->iov[0] = (struct iovec){ &f->hdr, NET_HDR_LEN };
+	return true;
+}
+
+/* Hand frames to the port, and count what became of them. Return: 0, or -EFAULT: guest memory is gone */
+static int send_frames(struct net_lane *lane, struct net_queue *q, unsigned n)
+{
+	uint64_t packets = 0, bytes = 0;
+	int rc = 0;
+
+	lane->port->ops->tx(lane->port, lane->frames, n);
+	for (unsigned i = 0; i < n; i++) {
+		const struct net_frame *f = &lane->frames[i];
+
+		if (likely(f->error == 0)) {
+			packets++;
+			bytes += f->len;
+		} else if (f->error == -EFAULT) {
+			rc = -EFAULT;
+		} else {
+			net_drop(q, f->error == -EAGAIN ? NET_DROP_FULL : NET_DROP_REFUSED);
+		}
+	}
+	count_add(&q->stats.packets, packets);
+	count_add(&q->stats.bytes, bytes);
+	return rc;
+}
+
+unsigned net_tx_poll(struct net_lane *lane, struct net_queue *q)
+{
+	struct virtq *vq = &q->queue.vq;
+	struct iovec *iov = lane->iov, *from[NET_BATCH];
+	unsigned n = 0, frames = 0;
+	int rc = 0;
+
+	while (n < NET_BATCH && iov + 1 + NET_TX_SEG_MAX <= lane->iov + NET_LANE_IOVS) {
+		struct virtq_chain *chain = &lane->chains[n];
+
+		rc = virtq_pop(vq, chain, iov + 1, NET_TX_SEG_MAX);
+		if (rc <= 0)
+			break;
+		/* §5.1.6.2: readable, and a header at least. There is nobody to tell which rule this one breaks. */
+		if (unlikely(chain->in_count > 0 || chain->out_len < NET_HDR_LEN)) {
+			rc = virtq_fail(vq, VIRTQ_FAULT_REQUEST);
+			break;
+		}
+		__builtin_prefetch(iov[1].iov_base);
+		from[n++] = iov;
+		iov += 1 + chain->out_count;
+	}
+	for (unsigned i = 0; i < n; i++)
+		frames += parse(q, &lane->chains[i], from[i], &lane->frames[frames]);
+	if (frames > 0 && send_frames(lane, q, frames) < 0)
+		rc = virtq_fail(vq, VIRTQ_FAULT_MEMORY_GONE);
+	for (unsigned i = 0; i < n; i++)
+		virtq_push(vq, &lane->chains[i], 0);
+	virtq_publish(vq);
+	if (unlikely(rc < 0))
+		lane_fail(&lane->lane, &q->queue, VIRTQ_FAULT_NONE);
+	return n;
+}
