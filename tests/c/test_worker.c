@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_worker.c - a worker thread: queues come and go under load, nothing is lost, idleness costs nothing */
+#include <errno.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sys/eventfd.h>
@@ -20,13 +21,23 @@ static void *run(void *arg)
 	return NULL;
 }
 
-static void start_on(const char *path, const char *engine, int strategy)
+static void prepare(const char *path, const char *engine, int strategy)
 {
 	dev = disk_make(path);
 	CHECK_EQ(blk_lane_create(&lane, dev, engine, 256), 0);
 	CHECK_EQ(worker_create(&worker, strategy, 50), 0);
 	CHECK_EQ(worker_add_lane(worker, blk_lane_base(lane)), 0);
+}
+
+static void run_worker(void)
+{
 	CHECK_EQ(pthread_create(&thread, NULL, run, worker), 0);
+}
+
+static void start_on(const char *path, const char *engine, int strategy)
+{
+	prepare(path, engine, strategy);
+	run_worker();
 }
 
 static void start(const char *engine, int strategy)
@@ -44,15 +55,20 @@ static void stop(void)
 }
 
 /* Wait, as the steering thread does, until the worker announced the state. */
-static void await_state(const struct client *c, enum queue_state state)
+static void await_queue(const struct queue *q, enum queue_state state)
 {
 	struct pollfd event = { .fd = worker_event_fd(worker), .events = POLLIN };
 	uint64_t count;
 
-	while (blk_queue_state(c->queue) != (int)state) {
+	while (queue_state(q) != (int)state) {
 		CHECK(poll(&event, 1, 10000) == 1);
 		CHECK(read(event.fd, &count, 8) == 8);
 	}
+}
+
+static void await_state(const struct client *c, enum queue_state state)
+{
+	await_queue(blk_queue_base(c->queue), state);
 }
 
 struct guest {
@@ -179,22 +195,34 @@ static void a_stopped_queue_leaves_the_doorbell_on(void)
 	stop();
 }
 
+/* Where a guest's rings are, as client_make() has laid them out. */
+static struct virtq_config rings_of(const struct guest *g, uint64_t features)
+{
+	struct driver_layout at;
+
+	CHECK_EQ(driver_lay_out(&at, 64, features, 16), 0);
+	return (struct virtq_config){
+		.size = 64,
+		.features = features,
+		.desc_uva = DISK_UVA + at.desc,
+		.avail_uva = DISK_UVA + at.avail,
+		.used_uva = DISK_UVA + at.used,
+		.call_fd = g->call,
+		.err_fd = -1,
+	};
+}
+
 static void a_stopped_queue_goes_on_where_it_was(void)
 {
 	struct guest g;
 	struct virtq_config cfg;
-	struct driver_layout at;
 
 	start("null", WAIT_USER);
 	guest_start(&g, 0, rings[3]);
-	CHECK_EQ(driver_lay_out(&at, 64, rings[3], 16), 0);
+	cfg = rings_of(&g, rings[3]);
 	for (int i = 0; i < 200; i++) {
 		ask_asleep(&g);
 		guest_stop(&g);
-		cfg = (struct virtq_config){ .size = 64, .features = rings[3], .call_fd = g.call, .err_fd = -1 };
-		cfg.desc_uva = DISK_UVA + at.desc;
-		cfg.avail_uva = DISK_UVA + at.avail;
-		cfg.used_uva = DISK_UVA + at.used;
 		cfg.base = virtq_base(blk_queue_virtq(g.c.queue));
 		CHECK_EQ(blk_queue_bind(g.c.queue, &cfg, g.c.table), 0);
 		CHECK_EQ(worker_start_queue(worker, blk_lane_base(lane), blk_queue_base(g.c.queue), g.kick), 0);
@@ -360,6 +388,112 @@ static void a_queue_whose_memory_went_before_it_started_says_so(int strategy)
 	stop();
 }
 
+/* A device that is no disk: what it takes it keeps until its bell is rung, which alone wakes it for that. */
+struct keeper {
+	struct lane lane;
+	struct queue queue;
+	struct virtq_chain kept;
+	int bell;
+	int refuse;        /* what join() answers, once the bell has been added */
+	uint32_t released; /* atomic */
+};
+
+static unsigned keeper_poll(struct lane *lane)
+{
+	struct keeper *k = container_of(lane, struct keeper, lane);
+	struct iovec iov[4];
+	uint64_t rung;
+
+	lane_check_memory(lane);
+	if (queue_in_flight(&k->queue) > 0) {
+		if (read(k->bell, &rung, 8) != 8)
+			return 0;
+		virtq_push(&k->queue.vq, &k->kept, 0);
+		store_relaxed(&k->queue.in_flight, 0); /* before the driver can see it and send another */
+		virtq_publish(&k->queue.vq);
+		return 1;
+	}
+	if (k->queue.state != QUEUE_RUNNING || virtq_pop(&k->queue.vq, &k->kept, iov, 4) <= 0)
+		return 0;
+	store_relaxed(&k->queue.in_flight, 1);
+	return 1;
+}
+
+static int keeper_join(struct lane *lane, struct wait_set *ws)
+{
+	struct keeper *k = container_of(lane, struct keeper, lane);
+	int rc = wait_set_add(ws, k->bell, NULL, lane, NULL);
+
+	return rc < 0 ? rc : k->refuse;
+}
+
+static void keeper_release(struct queue *q)
+{
+	CHECK_EQ(queue_in_flight(q), 0);
+	count_add(&container_of(q, struct keeper, queue)->released, 1);
+}
+
+static void a_device_that_is_no_disk_is_served_beside_one(int strategy)
+{
+	static const struct lane_ops ops = { .poll = keeper_poll, .join = keeper_join, .release = keeper_release };
+	struct keeper k = { .bell = eventfd(0, EFD_NONBLOCK), .refuse = -EIO };
+	struct virtq_config cfg;
+	struct guest disk, other;
+	uint64_t one = 1;
+
+	lane_init(&k.lane, &ops);
+	prepare(NULL, "null", strategy);
+	CHECK_EQ(worker_add_lane(worker, &k.lane), -EIO);
+	k.refuse = 0;
+	CHECK_EQ(worker_add_lane(worker, &k.lane), 0); /* -EEXIST, were the bell still in the wait set */
+	run_worker();
+	guest_start(&disk, 0, rings[1]);
+
+	guest_make(&other, 0, 0);
+	cfg = rings_of(&other, 0);
+	CHECK_EQ(queue_bind(&k.queue, &cfg, other.c.table), 0);
+	CHECK_EQ(worker_start_queue(worker, &k.lane, &k.queue, other.kick), 0);
+	await_queue(&k.queue, QUEUE_RUNNING);
+	for (unsigned i = 0; i < repeated(200); i++) {
+		struct pollfd call = { .fd = other.call, .events = POLLIN };
+		struct driver_used used;
+		uint64_t count;
+
+		client_add(&other.c, 0, VIRTIO_BLK_T_IN, 0, 0, 512);
+		CHECK(driver_publish(other.c.driver) >= 0);
+		while (queue_in_flight(&k.queue) == 0)
+			cpu_relax();
+		ask_asleep(&disk);
+		CHECK_EQ(driver_poll_used(other.c.driver, &used, 1), 0); /* kept */
+		CHECK(write(k.bell, &one, 8) == 8);
+		CHECK(poll(&call, 1, 10000) == 1);
+		CHECK(read(other.call, &count, 8) == 8);
+		CHECK_EQ(driver_poll_used(other.c.driver, &used, 1), 1);
+	}
+
+	/* Stopped with a chain in flight, it is the worker's until the chain is back. */
+	client_add(&other.c, 0, VIRTIO_BLK_T_IN, 0, 0, 512);
+	CHECK(driver_publish(other.c.driver) >= 0);
+	while (queue_in_flight(&k.queue) == 0)
+		cpu_relax();
+	CHECK_EQ(worker_stop_queue(worker, &k.queue), 0);
+	while (queue_state(&k.queue) != QUEUE_STOPPING)
+		cpu_relax();
+	ask_asleep(&disk);
+	CHECK_EQ(queue_state(&k.queue), QUEUE_STOPPING);
+	CHECK_EQ(load_relaxed(&k.released), 0);
+	CHECK(write(k.bell, &one, 8) == 8);
+	await_queue(&k.queue, QUEUE_STOPPED);
+	CHECK_EQ(load_relaxed(&k.released), 1);
+	CHECK_EQ(virtq_base(&k.queue.vq), repeated(200) + 1);
+
+	guest_stop(&disk);
+	stop();
+	guest_free(&disk);
+	guest_free(&other);
+	close(k.bell);
+}
+
 int main(void)
 {
 	alarm(240);
@@ -375,5 +509,6 @@ int main(void)
 	EACH(idle_costs_nothing);
 	EACH(memory_that_goes_breaks_its_queue_alone);
 	EACH(a_queue_whose_memory_went_before_it_started_says_so);
+	EACH(a_device_that_is_no_disk_is_served_beside_one);
 	return 0;
 }
