@@ -82,13 +82,12 @@ def tun_offload(features: int) -> int:
 
 
 def _probe_offloads(fd: int) -> NetFeature:
-    """Find out which offloads this kernel's tap can do: it refuses what it doesn't know. Leaves all of them off."""
+    """Find out which offloads this kernel's tap can do: it refuses what it doesn't know. Leaves some of them on."""
     able = _OFFLOADS
     for more in _UFO, _USO:  # gone in Linux 4.14 and back as an emulation; new in 6.2
         with contextlib.suppress(OSError):
             fcntl.ioctl(fd, _TUNSETOFFLOAD, tun_offload(able | more))
             able |= more
-    fcntl.ioctl(fd, _TUNSETOFFLOAD, 0)
     return able
 
 

@@ -143,7 +143,7 @@ def test_a_tap_that_nobody_has_open_is_not_running() -> None:
 def test_other_interfaces_are_none_of_our_business() -> None:
     fd = attach("vm1")
     make("vm2")
-    watched("vm1", [DOWN], [partial(set_up, "lo"), partial(delete, "vm2"), UP_VM1, UP])
+    watched("vm1", [DOWN], [partial(set_up, "lo"), UP_VM1, UP], [partial(delete, "vm2"), DOWN_VM1, DOWN])
     os.close(fd)
 
 

@@ -205,6 +205,7 @@ def test_a_tap_that_was_deleted_is_attached_to_again_when_it_is_back() -> None:
         assert not tap.attached
         make("vm1", IFF_QEMU | IFF_MULTI_QUEUE)
         tap.attach_again()
+        tap.attach_again()  # what is attached stays so
         assert tap.attached
         assert ethtool("vm1", ETHTOOL_GTSO) == 1
         with host_end("vm1") as host:
@@ -227,6 +228,12 @@ def test_a_tap_that_was_deleted_and_came_back_as_something_else_is_refused() -> 
 def test_a_busy_tap() -> None:
     with contextlib.closing(os.fdopen(attach("vm1"), "r+b", 0)):
         assert "vm1 is busy: stop the other process" in refused(TapBackend("vm1"))
+
+
+@in_own_network
+def test_a_tap_that_was_made_for_one_queue_pair_is_nobody_elses() -> None:
+    with opened():
+        assert "vm1 is busy" in refused(TapBackend("vm1"))
 
 
 @pytest.mark.parametrize("pairs", [1, 2])
