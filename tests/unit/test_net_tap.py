@@ -9,6 +9,7 @@ import array
 import contextlib
 import fcntl
 import os
+import select
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -24,9 +25,11 @@ from tests.taps import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_QEMU, IFF_TAP, IFF_TUN, I
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 MAC = bytes.fromhex("525400123456")
 ANYBODY = 65534
+PATIENCE_S = 30.0
 
 TUNSETOFFLOAD = 0x400454D0
 SIOCETHTOOL, ETHTOOL_GTXCSUM, ETHTOOL_GTSO = 0x8946, 0x16, 0x1E
@@ -70,15 +73,17 @@ def host_end(name: str) -> Iterator[socket.socket]:
     set_up(name)
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_TEST)) as host:
         host.bind((name, ETH_P_TEST))
+        host.settimeout(PATIENCE_S)
         yield host
 
 
 def next_frame(fd: int) -> bytes:
     """Read until one of ours comes: the host's IPv6 speaks up by itself."""
-    os.set_blocking(fd, True)
-    while (got := os.read(fd, 65535))[24:26] != struct.pack("!H", ETH_P_TEST):
-        pass
-    return got
+    while select.select([fd], [], [], PATIENCE_S)[0]:
+        got = os.read(fd, 65535)
+        if got[24:26] == struct.pack("!H", ETH_P_TEST):
+            return got
+    raise TimeoutError
 
 
 @in_own_network
@@ -251,6 +256,25 @@ def test_making_a_tap_takes_a_capability_or_somebody_who_has_it() -> None:
     assert "`ip tuntap add dev vm1 mode tap user root`" in line
     assert "CAP_NET_ADMIN" in line
     assert "mode tap user root multi_queue`" in refused(TapBackend("vm1"), pairs=2)
+
+
+@in_own_network
+def test_a_tap_without_as_many_queues_left() -> None:
+    with opened(pairs=128), opened(pairs=127):
+        assert "vm1 has no 2 queues left" in refused(TapBackend("vm1"), pairs=2)
+
+
+def test_no_driver_for_taps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("kpoll.backend.net_tap.TUN_PATH", str(tmp_path / "tun"))
+    assert f"there is no {tmp_path}/tun: `modprobe tun`" in refused(TapBackend("vm1"))
+
+
+@in_own_network
+def test_a_driver_that_this_user_may_not_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "tun").touch(0)
+    monkeypatch.setattr("kpoll.backend.net_tap.TUN_PATH", str(tmp_path / "tun"))
+    give_up_capabilities()
+    assert f"this user may not open {tmp_path}/tun" in refused(TapBackend("vm1"))
 
 
 @in_own_network
