@@ -58,9 +58,10 @@ check-kernel: build $(TOOLS) ## The patched kernel and the module, in the test V
 	@.ci/setup kernel
 	$(BIN)/pytest -rs --durations=8 $(PYTEST_ARGS) tests/kernel
 
-check-kernel-debug: build $(TOOLS) ## The same under KASAN and lockdep, but what compares times: 15 minutes, not in CI
+check-kernel-debug: build $(TOOLS) ## The same under KASAN and lockdep, selftests under KCSAN: 20 minutes, not in CI
 	@.ci/setup kernel
 	KPOLL_TEST_KERNEL=debug $(BIN)/pytest -rs --durations=8 $(PYTEST_ARGS) tests/kernel
+	KPOLL_TEST_KERNEL=kcsan $(BIN)/pytest -rs --durations=8 $(PYTEST_ARGS) tests/kernel/test_selftests.py
 
 lint: build $(TOOLS) ## Style, types and compiler warnings, without the tests
 	@.ci/setup check

@@ -18,7 +18,7 @@ from .guest import Session, initramfs
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-KERNELS = ("patched", "norecheck", "debug", "stock")
+KERNELS = ("patched", "norecheck", "debug", "kcsan", "stock")
 BUILD = Path(__file__).resolve().with_name("build")
 
 # tsc=reliable: TCG guests otherwise take hpet, whose every reading is a trap. mitigations=off: there is no one to

@@ -24,7 +24,7 @@ def _ready(kernel: str, config: pytest.Config) -> str:
 
 @pytest.fixture(scope="session")
 def patched(pytestconfig: pytest.Config) -> str:
-    """Name the kernel with the patch series: `patched`, or `debug` where KPOLL_TEST_KERNEL=debug asks for it."""
+    """Name the kernel with the patch series: `patched`, or the debug kernel that KPOLL_TEST_KERNEL asks for."""
     return _ready(TEST_KERNEL, pytestconfig)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kpoll.kernel.vm.machine import built
-from tests.kernel.vm import TEST_KERNEL, Outcome, vm
+from tests.kernel.vm import DEBUGGING, Outcome, vm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 PROGRAMS = ("aio", "aio_ring", "arm", "args", "epoll", "kvm", "mm", "ops", "spin", "stress", "wake")
 WAYS = ("poll", "select", "epoll_wait", "epoll_in_epoll")
 # What the stress test counts on: enough for some events to fall into a window of microseconds.
-EVENTS = 20_000 if TEST_KERNEL == "debug" else 100_000
-DEBUG = pytest.mark.skipif(TEST_KERNEL == "debug", reason="the debug kernel stands for the patched one alone")
+EVENTS = 20_000 if DEBUGGING else 100_000
+DEBUG = pytest.mark.skipif(DEBUGGING, reason="a debug kernel stands for the patched one alone")
 
 
 @dataclass(frozen=True)

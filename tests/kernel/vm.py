@@ -12,9 +12,10 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parents[2]
 RUN = TOP / "kernel" / "vm" / "run"
 
-# `make check-kernel-debug` runs the tests of the patched kernel under the debug kernel.
+# `make check-kernel-debug` runs the tests of the patched kernel under the debug kernel, and its selftests under kcsan.
 TEST_KERNEL = os.environ.get("KPOLL_TEST_KERNEL", "patched")
-SLOWER = 4 if TEST_KERNEL == "debug" else 1  # KASAN and lockdep
+DEBUGGING = TEST_KERNEL != "patched"
+SLOWER = 4 if DEBUGGING else 1  # KASAN and lockdep, or KCSAN
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ def vm(*command: str, kernel: str = TEST_KERNEL, options: tuple[str, ...] = (), 
 
     Args:
         command: program and arguments.
-        kernel: patched, norecheck, debug or stock; see kernel/vm/build.
+        kernel: patched, norecheck, debug, kcsan or stock; see kernel/vm/build.
         options: further options of kernel/vm/run.
-        seconds: until it is given up, boot included; more under the debug kernel.
+        seconds: until it is given up, boot included; more under a debug kernel.
 
     """
     words = [sys.executable if command[0] == "python" else command[0], *command[1:]]

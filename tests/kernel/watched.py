@@ -34,7 +34,7 @@ ATTEMPTS = 20  # and so one spin says nothing
 SPINNING = 0.02  # seconds of CPU time: more than it takes to fall asleep, much less than RCU's patience
 PATIENCE = 60.0
 # Seconds: how late anything may be on a busy host under emulation; KASAN and lockdep make it slower still.
-LATE = 2.0 if os.environ.get("KPOLL_VM") == "debug" else 0.5
+LATE = 2.0 if os.environ.get("KPOLL_VM") in ("debug", "kcsan") else 0.5
 
 _WORDS = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
 # poll, select, epoll_wait, pselect6, ppoll, epoll_pwait on x86-64
