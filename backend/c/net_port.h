@@ -53,6 +53,8 @@ struct net_port {
 int net_port_null(struct net_port **out, uint32_t source);
 /* net_port_echo() - What is sent is received, as it was. Return (these two): 0, -EINVAL for an impossible size, -ENOMEM */
 int net_port_echo(struct net_port **out);
+/* net_port_udp() - A connected datagram socket. Return: 0; -EINVAL for another type; -ENOMEM; -errno of getsockopt(2) */
+int net_port_udp(struct net_port **out, int fd);
 /* net_port_destroy() - Free the port; its descriptor is who opened it's to close */
 void net_port_destroy(struct net_port *port);
 

@@ -11,6 +11,7 @@
 #include <linux/virtio_config.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -42,10 +43,12 @@ struct card {
 	struct driver_layout at[2];
 	uint64_t features;
 	uint32_t size;
-	uint32_t room_at; /* where the next receive buffer lies, if the test doesn't care */
+	int kick[2], call[2]; /* eventfds */
+	uint32_t room_at;     /* where the next receive buffer lies, if the test doesn't care */
 };
 
-static inline void card_bind(struct card *c, unsigned i, uint32_t base)
+/* Bind a queue to its rings, stopped. */
+static inline void card_bind_only(struct card *c, unsigned i, uint32_t base)
 {
 	uint64_t uva = CARD_UVA + CARD_RING(i);
 	struct virtq_config cfg = {
@@ -55,11 +58,17 @@ static inline void card_bind(struct card *c, unsigned i, uint32_t base)
 		.avail_uva = uva + c->at[i].avail,
 		.used_uva = uva + c->at[i].used,
 		.base = base,
-		.call_fd = -1,
+		.call_fd = c->call[i],
 		.err_fd = -1,
 	};
 
 	CHECK_EQ(net_queue_bind(c->queue[i], &cfg, c->table), 0);
+}
+
+/* Bind a queue and put it on the lane, as a worker would. */
+static inline void card_bind(struct card *c, unsigned i, uint32_t base)
+{
+	card_bind_only(c, i, base);
 	CHECK_EQ(lane_add(net_lane_base(c->lane), net_queue_base(c->queue[i])), 0);
 }
 
@@ -84,9 +93,11 @@ static inline void card_make(struct card *c, struct net_port *port, uint64_t fea
 			.features = c->features,
 			.area = c->memory + CARD_RING(i),
 			.area_gpa = CARD_RING(i),
-			.kick_fd = -1,
+			.kick_fd = c->kick[i] = eventfd(0, EFD_NONBLOCK),
 		};
 
+		c->call[i] = eventfd(0, EFD_NONBLOCK);
+		CHECK(c->kick[i] >= 0 && c->call[i] >= 0);
 		CHECK_EQ(driver_lay_out(&c->at[i], size, c->features, driver.chain_max), 0);
 		CHECK(c->at[i].bytes <= CARD_RING(1));
 		CHECK_EQ(driver_create(&c->driver[i], &driver), 0);
@@ -102,6 +113,8 @@ static inline void card_free(struct card *c)
 	for (unsigned i = 0; i < 2; i++) {
 		net_queue_destroy(c->queue[i]);
 		driver_destroy(c->driver[i]);
+		close(c->kick[i]);
+		close(c->call[i]);
 	}
 	net_lane_destroy(c->lane);
 	net_port_destroy(c->port);
@@ -122,6 +135,21 @@ static inline void card_settle(struct card *c)
 {
 	while (card_turn(c) > 0)
 		;
+}
+
+/* Ask both queues to stop, as a worker does, and turn. */
+static inline void card_stop(struct card *c)
+{
+	for (unsigned i = 0; i < 2; i++)
+		queue_set_state(net_queue_base(c->queue[i]), QUEUE_STOPPING);
+	card_settle(c);
+	for (unsigned i = 0; i < 2; i++) {
+		struct queue *q = net_queue_base(c->queue[i]);
+
+		CHECK_EQ(queue_in_flight(q), 0);
+		lane_remove(net_lane_base(c->lane), q);
+		queue_set_state(q, QUEUE_STOPPED);
+	}
 }
 
 static inline int card_state(const struct card *c, enum net_direction dir)

@@ -36,21 +36,6 @@ static void start_null(uint32_t source, uint64_t features)
 	card_make(&c, port, features, 64);
 }
 
-/* Ask both queues to stop, as a worker does, and turn. */
-static void stop_queues(void)
-{
-	for (unsigned i = 0; i < 2; i++)
-		queue_set_state(net_queue_base(c.queue[i]), QUEUE_STOPPING);
-	card_settle(&c);
-	for (unsigned i = 0; i < 2; i++) {
-		struct queue *q = net_queue_base(c.queue[i]);
-
-		CHECK_EQ(queue_in_flight(q), 0);
-		lane_remove(net_lane_base(c.lane), q);
-		queue_set_state(q, QUEUE_STOPPED);
-	}
-}
-
 static void frames_come_back_whole_and_in_order_on_every_ring(void)
 {
 	static const uint32_t lens[] = { 14, 60, 1514, 1515, 61, 9014, NET_FRAME_MAX, 64, 3000, 20000 };
@@ -250,7 +235,7 @@ static void what_cannot_be_a_frame_to_send_breaks_that_queue_alone(void)
 	card_room(&c, 3, MTU_ROOM);
 	card_settle(&c);
 	CHECK(card_receive(&c, &r, MTU_ROOM));
-	stop_queues();
+	card_stop(&c);
 	card_free(&c);
 
 	start_null(60, 0);
@@ -290,7 +275,7 @@ static void a_broken_queue_stops_with_nothing_in_flight(void)
 	CHECK_EQ(driver_add(c.driver[NET_RX], &bad, 0, 1, 1), 0);
 	expect_broken(NET_RX, VIRTQ_FAULT_REQUEST);
 	CHECK_EQ(queue_in_flight(net_queue_base(c.queue[NET_RX])), 10);
-	stop_queues();
+	card_stop(&c);
 	card_free(&c);
 }
 
@@ -395,7 +380,7 @@ static void a_stopped_card_leaves_every_buffer_to_its_successor(void)
 				card_send(&c, k, number + k, 60 + round);
 			card_settle(&c);
 			card_sent(&c);
-			stop_queues();
+			card_stop(&c);
 			for (unsigned k = 0; k < 1 + round % 7; k++)
 				card_expect(&c, MTU_ROOM, number++, 60 + round);
 			CHECK(!driver_more(c.driver[NET_RX])); /* none came back unused */
@@ -418,7 +403,7 @@ static void a_buffer_left_out_is_given_back_empty_when_the_queue_stops(void)
 		for (unsigned k = 0; k < 4; k++)
 			card_send(&c, k, k, k % 2 ? 60 : 9000);
 		card_settle(&c);
-		stop_queues();
+		card_stop(&c);
 		CHECK_EQ(driver_poll_used(c.driver[NET_RX], used, 8), 4);
 		CHECK_EQ(used[0].token, CARD_RX_AT + MTU_ROOM);
 		CHECK_EQ(used[1].token, CARD_RX_AT + 3 * MTU_ROOM);
