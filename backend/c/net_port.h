@@ -53,6 +53,11 @@ struct net_port {
 int net_port_null(struct net_port **out, uint32_t source);
 /* net_port_echo() - What is sent is received, as it was. Return (these two): 0, -EINVAL for an impossible size, -ENOMEM */
 int net_port_echo(struct net_port **out);
+/*
+ * net_port_tap() - An open tap with IFF_NO_PI and IFF_VNET_HDR, which is made non-blocking, its headers NET_HDR_LEN long.
+ * Return: 0; -EINVAL for another kind of tap or tun; -ENOMEM; -errno of fcntl(2), ioctl(2)
+ */
+int net_port_tap(struct net_port **out, int fd);
 /* net_port_udp() - A connected datagram socket. Return: 0; -EINVAL for another type; -ENOMEM; -errno of getsockopt(2) */
 int net_port_udp(struct net_port **out, int fd);
 /* net_port_destroy() - Free the port; its descriptor is who opened it's to close */
