@@ -230,8 +230,8 @@ def _attach(fds: tuple[int, ...], name: str, option: str) -> None:
                 _set_interface(fd, name, kinds[1])
                 if len(fds) > 1:
                     raise KpollError(
-                        f"{option}: {name} has one queue: make it with `ip tuntap add dev {name} mode tap multi_queue`,"
-                        " or use --num-queue-pairs 1"
+                        f"{option}: {name} has one queue: make it anew with "
+                        f"`ip tuntap add dev {name} mode tap multi_queue`, or use --num-queue-pairs 1"
                     ) from None
     except OSError as error:
         raise _attach_error(error, name, option, len(fds)) from error

@@ -135,7 +135,7 @@ def test_one_queue_of_a_tap_that_has_several_will_do() -> None:
 @in_own_network
 def test_several_queues_of_a_tap_that_has_one_are_refused() -> None:
     make("vm1")
-    assert "vm1 has one queue: make it with `ip tuntap add dev vm1 mode tap multi_queue`" in refused(
+    assert "vm1 has one queue: make it anew with `ip tuntap add dev vm1 mode tap multi_queue`" in refused(
         TapBackend("vm1"), pairs=2
     )
 
