@@ -14,8 +14,8 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-SOURCES = [str(path) for folder in ("kernel", "vhost", "nvme") for path in sorted((ROOT / folder / "c").glob("*.c"))]
-SOURCES += [str(path) for path in sorted((ROOT / "backend" / "c").glob("blk*.c"))]
+FOLDERS = ("kernel", "vhost", "nvme", "backend")
+SOURCES = [str(path) for folder in FOLDERS for path in sorted((ROOT / folder / "c").glob("*.c"))]
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror", f"-I{ROOT}"]
 SANITIZE = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
 SECONDS = int(os.environ.get("KPOLL_FUZZ_SECONDS", "60" if os.environ.get("CI") else "5"))
