@@ -44,12 +44,11 @@ static void udp_tx(struct net_port *port, struct net_frame *frames, unsigned n)
 		} else if (errno == EAGAIN || errno == ENOBUFS) {
 			for (; i < n; i++)
 				frames[i].error = -EAGAIN;
-		} else if (errno != EINTR && (again || errno == EFAULT)) {
+		} else if (errno != EINTR) {
 			store_relaxed(&port->error, (uint32_t)errno);
-			frames[i++].error = -errno;
-			again = false;
-		} else {
-			again = errno != EINTR;
+			if (again || errno == EFAULT)
+				frames[i++].error = -errno;
+			again = !again;
 		}
 	}
 }

@@ -124,6 +124,17 @@ static void a_merged_frame_takes_as_few_buffers_as_hold_it(void)
 	card_free(&c);
 }
 
+static void a_frame_may_take_all_buffers_that_there_are(void)
+{
+	start_echo(MRG_RXBUF, 64);
+	card_room(&c, 3, 1000);
+	card_send(&c, 0, 1, 3000 - NET_HDR_LEN);
+	card_settle(&c);
+	card_expect(&c, 1000, 1, 3000 - NET_HDR_LEN);
+	CHECK_EQ(queue_in_flight(net_queue_base(c.queue[NET_RX])), 0);
+	card_free(&c);
+}
+
 static void buffers_with_room_for_a_header_alone_are_merged_too(void)
 {
 	start_echo(MRG_RXBUF, 256);
@@ -190,6 +201,23 @@ static void offloads_reach_the_driver_that_takes_them_and_no_other(void)
 	CHECK(!card_receive(&c, &r, BIG_ROOM));
 	CHECK_EQ(card_drops(&c, NET_RX, NET_DROP_HEADER), 1);
 	CHECK_EQ(card_all_drops(&c), 1);
+	card_free(&c);
+}
+
+static void what_one_frame_asked_for_is_not_said_of_another(void)
+{
+	struct virtio_net_hdr_v1 asks = { .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM, .csum_start = 34, .csum_offset = 16 };
+	struct virtio_net_hdr_v1 nothing = { .num_buffers = 1 };
+
+	start_null(1514, F(CSUM) | F(GUEST_CSUM));
+	card_room(&c, 4, MTU_ROOM);
+	card_add(&c, 0, asks, 1, 100);
+	driver_publish(c.driver[NET_TX]);
+	card_settle(&c);
+	for (unsigned i = 0; i < 4; i++) {
+		CHECK(card_receive(&c, &r, MTU_ROOM));
+		CHECK(memcmp(&r.hdr, &nothing, sizeof(nothing)) == 0);
+	}
 	card_free(&c);
 }
 
@@ -459,9 +487,11 @@ int main(void)
 	RUN(frames_come_back_whole_and_in_order_on_every_ring);
 	RUN(headers_and_frames_in_pieces_are_understood_both_ways);
 	RUN(a_merged_frame_takes_as_few_buffers_as_hold_it);
+	RUN(a_frame_may_take_all_buffers_that_there_are);
 	RUN(buffers_with_room_for_a_header_alone_are_merged_too);
 	RUN(a_lying_header_is_dropped_and_its_chain_returned);
 	RUN(offloads_reach_the_driver_that_takes_them_and_no_other);
+	RUN(what_one_frame_asked_for_is_not_said_of_another);
 	RUN(frames_that_cannot_be_are_dropped_by_their_length);
 	RUN(what_cannot_be_a_frame_to_send_breaks_that_queue_alone);
 	RUN(what_cannot_be_received_into_breaks_that_queue_alone);

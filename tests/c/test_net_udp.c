@@ -137,18 +137,28 @@ static void a_frame_that_no_datagram_holds_is_refused_and_the_others_leave(void)
 	stop();
 }
 
-/* An ICMP error is told to the next call, whose own frame did nothing wrong. */
-static void frames_after_an_unreachable_peer_are_not_blamed_for_it(void)
+/* Make the peer go away. Return: where it was */
+static struct sockaddr_in peer_leaves(void)
 {
 	struct sockaddr_in at;
 	socklen_t len = sizeof(at);
 
-	start(0);
-	card_room(&c, 10, MTU_ROOM);
 	CHECK(getsockname(peer, (struct sockaddr *)&at, &len) == 0);
 	close(peer);
+	peer = -1;
+	return at;
+}
+
+/* An ICMP error is told to the next call, whose own frame did nothing wrong. */
+static void frames_after_an_unreachable_peer_are_not_blamed_for_it(void)
+{
+	struct sockaddr_in at, to;
+	socklen_t len = sizeof(to);
+
+	start(0);
+	at = peer_leaves();
 	for (unsigned i = 0; i < 5; i++) {
-		card_send(&c, 0, i, 60); /* each is answered by ICMP, which the next call is told */
+		card_send(&c, 0, i, 60); /* there is no room to receive: it is sending that meets the error */
 		card_settle(&c);
 	}
 	CHECK_EQ(card_sent(&c), 5);
@@ -156,14 +166,30 @@ static void frames_after_an_unreachable_peer_are_not_blamed_for_it(void)
 	CHECK_EQ(card_all_drops(&c), 0);
 
 	peer = socket(AF_INET, SOCK_DGRAM, 0);
-	CHECK(bind(peer, (struct sockaddr *)&at, len) == 0);
-	CHECK(getsockname(ours, (struct sockaddr *)&at, &len) == 0);
-	CHECK(connect(peer, (struct sockaddr *)&at, len) == 0);
+	CHECK(bind(peer, (struct sockaddr *)&at, sizeof(at)) == 0);
+	CHECK(getsockname(ours, (struct sockaddr *)&to, &len) == 0);
+	CHECK(connect(peer, (struct sockaddr *)&to, len) == 0);
+	card_room(&c, 10, MTU_ROOM);
 	card_send(&c, 0, 6, 60);
 	peer_sends(7, 60);
 	card_settle(&c);
 	peer_expects(6, 60);
 	card_expect(&c, MTU_ROOM, 7, 60);
+	stop();
+}
+
+/* They came with one edge; there is no second turn unless the first one moves something. */
+static void an_error_does_not_hide_the_datagrams_behind_it(void)
+{
+	start(0);
+	card_room(&c, 10, MTU_ROOM);
+	card_settle(&c);
+	peer_sends(1, 60);
+	peer_leaves();
+	CHECK_EQ(send(ours, datagram, 60, 0), 60); /* refused: an error is pending */
+	CHECK_EQ(card_turn(&c), 1);
+	card_expect(&c, MTU_ROOM, 1, 60);
+	CHECK_EQ(c.port->error, ECONNREFUSED);
 	stop();
 }
 
@@ -330,6 +356,7 @@ int main(void)
 	RUN(datagrams_that_are_no_frames_are_dropped_and_the_others_arrive);
 	RUN(a_frame_that_no_datagram_holds_is_refused_and_the_others_leave);
 	RUN(frames_after_an_unreachable_peer_are_not_blamed_for_it);
+	RUN(an_error_does_not_hide_the_datagrams_behind_it);
 	RUN(a_full_socket_drops_and_does_not_hold_up_what_is_received);
 	RUN(without_buffers_frames_wait_in_the_socket);
 	RUN(memory_that_is_gone_breaks_the_queue_that_lives_in_it);
