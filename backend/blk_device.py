@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from kpoll.vhost._core import ffi, lib
-from kpoll.vhost.device import Device, DeviceError
+from kpoll.vhost.device import DeviceError
 
 from .blk_config import CAPACITY_SIZE, WRITEBACK_OFFSET, BlkFeature, config_space, device_features, writes_back
 from .blk_queue import BlkQueue
 from .engines import candidates, open_lanes
 from .errors import KpollError
+from .service import WorkerDevice
 from .worker import Worker
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 _WRITEBACK_RESET: Final = 1  # virtio 1.2 §5.2.5: after reset the mode may be either, and says so
 
 
-class BlkDevice(Device):
+class BlkDevice(WorkerDevice):
     """A disk with `num_queues` virtqueues, spread over the workers in turn.
 
     Made by `open_device`, which also frees it.

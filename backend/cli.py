@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -156,9 +157,11 @@ def kpoll() -> None:
 def blk(**options: Any) -> None:
     """Serve one disk to one virtual machine at a time, as a vhost-user-blk device."""
     config = blk_config(**options)
-    from .daemon import run_blk  # noqa: PLC0415 - a wrong command line is told without loading the C side
+    # A wrong command line is told without loading the C side.
+    from .blk_service import open_blk  # noqa: PLC0415
+    from .daemon import run  # noqa: PLC0415
 
-    run_blk(config)
+    run(config, partial(open_blk, config))
 
 
 def blk_config(**options: Any) -> BlkConfig:

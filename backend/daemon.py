@@ -20,27 +20,25 @@ from prometheus_client import CollectorRegistry
 
 from kpoll.vhost._core import lib
 
-from .blk_device import BlkDevice, open_device
-from .blk_disk import Disk, open_disk
 from .errors import KpollError
 from .frontends import serve_front_ends
 from .limits import raise_descriptor_limit
 from .listener import FrontSocket, open_front_socket, remove_own
 from .logs import device_log, setup_logging
-from .metrics import BlkCollector, Identity
 from .metrics_server import open_metrics_sockets, serve_metrics
-from .resize import ResizeWatch
 from .sandbox import Sandbox, enter_sandbox
 from .signals import SIGNALS, SignalThread
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from structlog.typing import FilteringBoundLogger
 
-    from .config import BlkConfig
+    from .service import DeviceConfig, Service
 
+    type_open = Callable[[FilteringBoundLogger], AbstractContextManager[Service]]
 
 _FORCED: Final = 1  # exit code
 
@@ -49,14 +47,12 @@ _FORCED: Final = 1  # exit code
 class _Opened:
     """Everything that was opened before the daemon runs."""
 
-    disk: Disk
-    device: BlkDevice
+    service: Service
     front: FrontSocket
     metrics: list[socket.socket]
-    resize: ResizeWatch
 
 
-def _check_cpus(config: BlkConfig) -> None:
+def _check_cpus(config: DeviceConfig) -> None:
     """Pinning a thread fails where nobody can see it; so say it now. Raises KpollError."""
     allowed = os.sched_getaffinity(0)
     if refused := sorted(set(config.cpus) - allowed):
@@ -75,29 +71,26 @@ def _signals_held() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _open(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[_Opened]:
+def _open(config: DeviceConfig, open_service: type_open, log: FilteringBoundLogger) -> Iterator[_Opened]:
     """Open all that `config` needs, the front-ends' socket last. Raises KpollError."""
     _check_cpus(config)
     if error := -lib.mem_sigbus_install():
         raise KpollError(f"no handler for SIGBUS: {os.strerror(error)}")
     with contextlib.ExitStack() as stack:
-        disk = stack.enter_context(open_disk(config))
-        device = stack.enter_context(open_device(config, disk, log))
-        resize = ResizeWatch(device, log)
-        stack.callback(resize.close)
+        service = stack.enter_context(open_service(log))
         metrics = stack.enter_context(open_metrics_sockets(config.metrics))
         stack.enter_context(_signals_held())
         front = stack.enter_context(open_front_socket(config.socket))
-        resize.open()
-        yield _Opened(disk, device, front, metrics, resize)
+        service.ready()
+        yield _Opened(service, front, metrics)
 
 
-def _made_paths(config: BlkConfig) -> list[str]:
+def _made_paths(config: DeviceConfig) -> list[str]:
     """Name the sockets that we make and remove."""
     return [path for path in (config.socket.path, config.metrics.path) if path is not None]
 
 
-def _enter_sandbox(config: BlkConfig) -> Sandbox | None:
+def _enter_sandbox(config: DeviceConfig) -> Sandbox | None:
     """Close the sandbox unless it is off. Raises KpollError when it was asked for and the host has nothing of it."""
     if config.sandbox is False:
         return None
@@ -109,28 +102,28 @@ def _enter_sandbox(config: BlkConfig) -> Sandbox | None:
     return sandbox
 
 
-def run_blk(config: BlkConfig) -> None:
-    """Serve one block device until SIGTERM or SIGINT, or until the front-end of a connected --fd leaves.
+def run(config: DeviceConfig, open_service: type_open) -> None:
+    """Serve one device until SIGTERM or SIGINT, or until the front-end of a connected --fd leaves.
+
+    Args:
+        config: What every kind of device is configured with.
+        open_service: Opens the device, raising KpollError; closes it when no worker runs any more.
 
     Raises KpollError when something on this host prevents that.
+
     """
     setup_logging(config.log)
     log = device_log(config.device)
     raise_descriptor_limit()
-    with _open(config, log) as opened:
+    with _open(config, open_service, log) as opened:
         sandbox = _enter_sandbox(config)
         log.info(
             "started",
             version=version("kpoll"),
             pid=os.getpid(),
-            engine=opened.device.engine.name,
-            engine_why=opened.device.engine.why,
             poll=config.poll.strategy,
             poll_why=config.poll.why,
-            capacity=opened.disk.capacity,
-            queues=config.num_queues,
-            workers=config.workers,
-            read_only=config.read_only,
+            **opened.service.facts,
         )
         if config.poll.warning is not None:
             log.warning("poll_never_spins", error=config.poll.warning)
@@ -154,37 +147,37 @@ def _first(group: BaseExceptionGroup[KpollError]) -> KpollError:
     return error
 
 
-async def _main(config: BlkConfig, opened: _Opened, log: FilteringBoundLogger) -> None:
+async def _main(config: DeviceConfig, opened: _Opened, log: FilteringBoundLogger) -> None:
     """Run the workers around everything that uses them, and stop them last."""
     async with trio.open_nursery() as nursery:
-        for worker in opened.device.workers:
+        device = opened.service.device
+        for worker in device.workers:
             await nursery.start(worker.run)
         try:
             await _serve(config, opened, log)
         finally:
             with trio.CancelScope(shield=True):
-                await opened.device.stop_all()
-            for worker in opened.device.workers:
+                await device.stop_all()
+            for worker in device.workers:
                 worker.stop()
 
 
-async def _serve(config: BlkConfig, opened: _Opened, log: FilteringBoundLogger) -> None:
+async def _serve(config: DeviceConfig, opened: _Opened, log: FilteringBoundLogger) -> None:
     """Serve front-ends, scrapes and signals, until told to stop or nobody can come any more."""
     async with trio.open_nursery() as nursery:
         signals = _hear_signals(config, log)
-        nursery.start_soon(_heed_signals, signals, opened.resize, nursery.cancel_scope, log)
-        nursery.start_soon(opened.resize.run)
+        nursery.start_soon(_heed_signals, signals, opened.service, nursery.cancel_scope, log)
+        nursery.start_soon(opened.service.watch)
         if opened.metrics:
             registry = CollectorRegistry(auto_describe=False)
-            me = Identity(config.device, version("kpoll"), opened.device.engine.name, config.poll.strategy)
-            registry.register(BlkCollector(me, opened.device))
+            registry.register(opened.service.collector)
             nursery.start_soon(serve_metrics, opened.metrics, registry, log)
-        await serve_front_ends(opened.front, opened.device, log)
+        await serve_front_ends(opened.front, opened.service.device, log)
         nursery.cancel_scope.cancel()
         await trio.lowlevel.checkpoint_if_cancelled()
 
 
-def _hear_signals(config: BlkConfig, log: FilteringBoundLogger) -> trio.MemoryReceiveChannel[int]:
+def _hear_signals(config: DeviceConfig, log: FilteringBoundLogger) -> trio.MemoryReceiveChannel[int]:
     """Start the thread that hears signals; returns where they arrive."""
     ours = {path: os.lstat(path) for path in _made_paths(config) if os.path.lexists(path)}
     token = trio.lowlevel.current_trio_token()
@@ -207,11 +200,11 @@ def _hear_signals(config: BlkConfig, log: FilteringBoundLogger) -> trio.MemoryRe
 
 
 async def _heed_signals(
-    signals: AsyncIterator[int], resize: ResizeWatch, serving: trio.CancelScope, log: FilteringBoundLogger
+    signals: AsyncIterator[int], service: Service, serving: trio.CancelScope, log: FilteringBoundLogger
 ) -> None:
     async for number in signals:
         log.info("signal", signal=signal.Signals(number).name)
         if number == signal.SIGHUP:
-            await resize.check()
+            await service.refresh()
         else:
             serving.cancel()
