@@ -5,9 +5,10 @@
  * THEORY OF OPERATION
  *
  * A turn sends a batch (net_tx.c), then receives one (net_rx.c), so that what a port gives back at once is there in the same
- * turn. A port's descriptor is waited for edge-triggered, and an edge may come while there is no room to receive into: hence
- * each turn tries to receive, whatever woke it, and a turn that moved something is followed by another one. The worker
- * sleeps only after a turn in which the port had nothing, or the driver no buffers; then the next buffers wake it.
+ * turn. A port's descriptor stays readable until its frames are taken, and a turn that moved something is followed by another
+ * one. After a turn that moved nothing the worker waits: for the port if there is room for what comes of it, else for the
+ * driver alone, whose next buffers end the wait. A port that can't receive (its interface is gone) isn't waited for either,
+ * but asked again now and then.
  */
 #include "net_queue.h"
 
@@ -16,6 +17,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#define ASK_AGAIN_NS 100000000 /* a port that fails */
 #define BUFS_KEPT 256 /* buffers' memory that a stopped queue may keep: rings are stopped and started now and then */
 
 static const char *const drop_names[NET_DROPS] = {
@@ -34,10 +36,24 @@ static enum net_direction direction(const struct queue *q)
 	return q->index % 2 ? NET_TX : NET_RX;
 }
 
+/* Wait for the port, or don't. Return: 0; 1 when that must be tried again */
+static unsigned listen_to_port(struct net_lane *lane, bool room)
+{
+	bool mute = !room || lane->failing;
+
+	if (!lane->ws || lane->port->fd < 0 || mute == lane->muted)
+		return 0;
+	if (wait_set_mute(lane->ws, lane->port->fd, mute) < 0)
+		return 1;
+	lane->muted = mute;
+	return 0;
+}
+
 static unsigned lane_poll(struct lane *base)
 {
 	struct net_lane *lane = container_of(base, struct net_lane, lane);
 	unsigned work = 0;
+	bool room = false;
 
 	lane_check_memory(base);
 	for (unsigned i = 0; i < base->count; i++) {
@@ -55,15 +71,23 @@ static unsigned lane_poll(struct lane *base)
 			work += net_rx_poll(lane, q);
 		else if (q->queue.state == QUEUE_STOPPING)
 			work += net_rx_give_back(q);
+		room |= q->queue.state == QUEUE_RUNNING && q->queue.in_flight > 0;
 	}
-	return work;
+	return work > 0 ? work : listen_to_port(lane, room);
 }
 
 static int lane_join(struct lane *base, struct wait_set *ws)
 {
-	const struct net_port *port = container_of(base, struct net_lane, lane)->port;
+	struct net_lane *lane = container_of(base, struct net_lane, lane);
 
-	return port->fd < 0 ? 0 : wait_set_add(ws, port->fd, NULL, base, NULL);
+	lane->ws = ws;
+	lane->muted = false;
+	return lane->port->fd < 0 ? 0 : wait_set_add_socket(ws, lane->port->fd, base);
+}
+
+static int64_t lane_sleep_timeout_ns(struct lane *base)
+{
+	return container_of(base, struct net_lane, lane)->failing ? ASK_AGAIN_NS : -1;
 }
 
 /* A deep queue's buffers are the kernel's again; zeros, when they are next used. */
@@ -75,7 +99,12 @@ static void queue_release(struct queue *base)
 		madvise(q->bufs, q->bufs_count * sizeof(*q->bufs), MADV_DONTNEED);
 }
 
-static const struct lane_ops ops = { .poll = lane_poll, .join = lane_join, .release = queue_release };
+static const struct lane_ops ops = {
+	.poll = lane_poll,
+	.join = lane_join,
+	.sleep_timeout_ns = lane_sleep_timeout_ns,
+	.release = queue_release,
+};
 
 /* Memory that costs nothing until it is touched. Return: NULL when there is none */
 static void *map_pages(size_t bytes)

@@ -37,7 +37,10 @@ struct net_port_ops {
 	 * memory is gone; -errno, why this frame can't be sent
 	 */
 	void (*tx)(struct net_port *port, struct net_frame *frames, unsigned n);
-	/* Receive up to @n frames (at most rx_batch). Return: how many; 0 when there is none; -EFAULT: memory is gone */
+	/*
+	 * Receive up to @n frames (at most rx_batch). Return: how many; 0 when there is none; -EFAULT: memory is gone;
+	 * -errno: it can't receive, and may again later
+	 */
 	int (*rx)(struct net_port *port, struct net_frame *frames, unsigned n);
 	void (*destroy)(struct net_port *port);
 };

@@ -35,7 +35,10 @@ struct net_queue {
 struct net_lane {
 	struct lane lane;
 	struct net_port *port;
-	uint8_t *spill; /* NET_BATCH times NET_ROOM, in untouched pages until first used */
+	struct wait_set *ws; /* where the port's descriptor is waited for; NULL before join() */
+	bool muted;          /* it is not waited for at present */
+	bool failing;        /* the port could not receive when it was last asked */
+	uint8_t *spill;      /* NET_BATCH times NET_ROOM, in untouched pages until first used */
 	struct net_frame frames[NET_BATCH];
 	struct virtq_chain chains[NET_BATCH]; /* tx */
 	struct iovec iov[NET_LANE_IOVS];

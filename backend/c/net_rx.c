@@ -164,7 +164,7 @@ static void advance(struct net_queue *q, uint32_t count, const bool *left, unsig
 	store_relaxed(&q->queue.in_flight, q->queue.in_flight - to);
 }
 
-/* Receive once, up to @max frames. Return: how many, dropped ones too; 0: there is none; -EFAULT: guest memory is gone */
+/* Receive once, up to @max frames. Return: how many, dropped ones too; 0: there is none; -errno as of rx() */
 static int receive(struct net_lane *lane, struct net_queue *q, unsigned max)
 {
 	struct net_port *port = lane->port;
@@ -199,6 +199,7 @@ unsigned net_rx_poll(struct net_lane *lane, struct net_queue *q)
 		if (max > q->queue.in_flight)
 			max = q->queue.in_flight;
 		n = receive(lane, q, max);
+		lane->failing = n < 0 && n != -EFAULT;
 		if (n == -EFAULT)
 			lane_fail(&lane->lane, &q->queue, VIRTQ_FAULT_MEMORY_GONE);
 		if (n <= 0)

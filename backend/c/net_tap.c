@@ -48,11 +48,11 @@ static int tap_rx(struct net_port *port, struct net_frame *frames, unsigned n)
 		rc = readv(port->fd, frames->iov, (int)frames->iovcnt);
 	while (rc < 0 && errno == EINTR);
 	if (rc < 0) {
-		if (errno == EFAULT)
-			return -EFAULT;
-		if (errno != EAGAIN)
+		if (errno == EAGAIN)
+			return 0;
+		if (errno != EFAULT)
 			store_relaxed(&port->error, (uint32_t)errno);
-		return 0;
+		return -errno;
 	}
 	frames->len = rc > NET_HDR_LEN ? (uint32_t)rc - NET_HDR_LEN : 0;
 	return 1;

@@ -56,24 +56,25 @@ static void udp_tx(struct net_port *port, struct net_frame *frames, unsigned n)
 static int udp_rx(struct net_port *port, struct net_frame *frames, unsigned n)
 {
 	struct udp_port *udp = container_of(port, struct udp_port, port);
-	int got = -1;
+	int got = -1, error = EINTR;
 
 	prepare(udp, frames, n);
-	/* Errors hide datagrams that are there, for which no other edge will come. */
+	/* Errors hide datagrams that are there. */
 	for (unsigned tries = 0; got < 0 && tries < NET_BATCH; tries++) {
 		got = recvmmsg(port->fd, udp->msgs, n, MSG_DONTWAIT, NULL);
 		if (likely(got >= 0))
 			break;
-		if (errno == EAGAIN)
+		error = errno;
+		if (error == EAGAIN)
 			return 0;
-		if (errno == EFAULT)
+		if (error == EFAULT)
 			return -EFAULT;
-		if (errno != EINTR)
-			store_relaxed(&port->error, (uint32_t)errno);
+		if (error != EINTR)
+			store_relaxed(&port->error, (uint32_t)error);
 	}
 	for (int i = 0; i < got; i++)
 		frames[i].len = udp->msgs[i].msg_len;
-	return got > 0 ? got : 0;
+	return got < 0 ? -error : got;
 }
 
 static void udp_destroy(struct net_port *port)

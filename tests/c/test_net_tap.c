@@ -7,8 +7,10 @@
 #include <fcntl.h>
 #include <linux/if_packet.h>
 #include <linux/if_tun.h>
+#include <linux/rtnetlink.h>
 #include <net/ethernet.h>
 #include <net/if.h>
+#include <poll.h>
 #include <sched.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
@@ -237,6 +239,56 @@ static void without_buffers_frames_wait_in_the_tap(void)
 	stop();
 }
 
+static void remove_interface(void)
+{
+	struct {
+		struct nlmsghdr nl;
+		struct ifinfomsg link;
+	} ask = {
+		.nl = { .nlmsg_len = sizeof(ask), .nlmsg_type = RTM_DELLINK, .nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK },
+		.link = { .ifi_index = (int)if_nametoindex(ifr.ifr_name) },
+	};
+	struct {
+		struct nlmsghdr nl;
+		struct nlmsgerr said;
+	} answer;
+	int fd = socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE);
+
+	CHECK(fd >= 0 && send(fd, &ask, sizeof(ask), 0) == sizeof(ask));
+	CHECK(recv(fd, &answer, sizeof(answer), 0) > 0);
+	CHECK(answer.nl.nlmsg_type == NLMSG_ERROR && answer.said.error == 0);
+	close(fd);
+}
+
+/* Its descriptor has an error from then on, which must neither end each wait nor break the queues. */
+static void a_tap_whose_interface_is_gone_is_asked_again_now_and_then(void)
+{
+	const struct lane_ops *ops;
+	struct wait_set ws;
+	struct pollfd p;
+
+	start(0, 0);
+	ops = net_lane_base(c.lane)->ops;
+	CHECK_EQ(wait_set_init(&ws, WAIT_OFF, 0), 0);
+	CHECK_EQ(ops->join(net_lane_base(c.lane), &ws), 0);
+	card_room(&c, 4, MTU_ROOM);
+	card_settle(&c);
+	CHECK_EQ(ops->sleep_timeout_ns(net_lane_base(c.lane)), -1);
+	remove_interface();
+	p = (struct pollfd){ .fd = ws.epoll_fd, .events = POLLIN };
+	CHECK_EQ(poll(&p, 1, 1000), 1);
+	card_send(&c, 0, 1, 60);
+	card_settle(&c);
+	CHECK_EQ(card_drops(&c, NET_TX, NET_DROP_REFUSED), 1);
+	CHECK_EQ(c.port->error, EBADFD);
+	CHECK_EQ(poll(&p, 1, 0), 0);
+	CHECK(ops->sleep_timeout_ns(net_lane_base(c.lane)) > 0);
+	CHECK_EQ(card_state(&c, NET_RX), QUEUE_RUNNING);
+	CHECK_EQ(card_state(&c, NET_TX), QUEUE_RUNNING);
+	wait_set_fini(&ws);
+	stop();
+}
+
 static void what_is_no_tap_with_headers_is_refused(void)
 {
 	struct ifreq plain = { .ifr_flags = IFF_TAP | IFF_NO_PI };
@@ -265,6 +317,7 @@ int main(void)
 	RUN(a_frame_that_the_kernel_does_not_believe_is_refused);
 	RUN(while_the_tap_is_down_frames_are_refused_and_then_taken_again);
 	RUN(without_buffers_frames_wait_in_the_tap);
+	RUN(a_tap_whose_interface_is_gone_is_asked_again_now_and_then);
 	RUN(what_is_no_tap_with_headers_is_refused);
 	return 0;
 }

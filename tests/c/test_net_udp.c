@@ -178,7 +178,6 @@ static void frames_after_an_unreachable_peer_are_not_blamed_for_it(void)
 	stop();
 }
 
-/* They came with one edge; there is no second turn unless the first one moves something. */
 static void an_error_does_not_hide_the_datagrams_behind_it(void)
 {
 	start(0);
@@ -224,7 +223,6 @@ static void a_full_socket_drops_and_does_not_hold_up_what_is_received(void)
 	stop();
 }
 
-/* The edge came when there was no room, and no other one will. */
 static void without_buffers_frames_wait_in_the_socket(void)
 {
 	start(0);
@@ -241,6 +239,46 @@ static void without_buffers_frames_wait_in_the_socket(void)
 			card_expect(&c, MTU_ROOM, i++, 100);
 	}
 	CHECK_EQ(card_all_drops(&c), 0);
+	stop();
+}
+
+static bool would_wake(struct wait_set *ws)
+{
+	struct pollfd p = { .fd = ws->epoll_fd, .events = POLLIN };
+
+	return poll(&p, 1, 0) > 0;
+}
+
+/* A socket that stays readable would end each wait, and the worker never sleep. */
+static void a_socket_is_waited_for_while_there_is_room_for_its_frames(void)
+{
+	struct wait_set ws;
+
+	start(0);
+	CHECK_EQ(wait_set_init(&ws, WAIT_OFF, 0), 0);
+	CHECK_EQ(net_lane_base(c.lane)->ops->join(net_lane_base(c.lane), &ws), 0);
+	peer_sends(1, 60);
+	CHECK(would_wake(&ws));
+	card_settle(&c); /* no room */
+	CHECK(!would_wake(&ws));
+	card_room(&c, 1, MTU_ROOM);
+	card_settle(&c);
+	card_expect(&c, MTU_ROOM, 1, 60);
+	peer_sends(2, 60); /* and again there is none */
+	CHECK(!would_wake(&ws));
+	card_room(&c, 2, MTU_ROOM);
+	card_settle(&c);
+	card_expect(&c, MTU_ROOM, 2, 60);
+	CHECK(!would_wake(&ws));
+	peer_sends(3, 60);
+	CHECK(would_wake(&ws));
+	card_settle(&c);
+	card_expect(&c, MTU_ROOM, 3, 60);
+	peer_sends(4, 60);
+	card_stop(&c);
+	card_settle(&c);
+	CHECK(!would_wake(&ws));
+	wait_set_fini(&ws);
 	stop();
 }
 
@@ -359,6 +397,7 @@ int main(void)
 	RUN(an_error_does_not_hide_the_datagrams_behind_it);
 	RUN(a_full_socket_drops_and_does_not_hold_up_what_is_received);
 	RUN(without_buffers_frames_wait_in_the_socket);
+	RUN(a_socket_is_waited_for_while_there_is_room_for_its_frames);
 	RUN(memory_that_is_gone_breaks_the_queue_that_lives_in_it);
 	RUN(a_sleeping_worker_wakes_for_a_datagram_and_for_a_kick);
 	RUN(what_is_no_datagram_socket_is_refused);
