@@ -40,11 +40,10 @@ class BlkDevice(WorkerDevice):
     Attributes:
         disk: What is behind it.
         engine: How its I/O is done.
-        queues: All virtqueues, by index.
-        workers: Who serves them.
-        connected: Whether a front-end is there.
 
     """
+
+    queues: tuple[BlkQueue, ...]
 
     def __init__(
         self,
@@ -81,11 +80,6 @@ class BlkDevice(WorkerDevice):
             self._writeback = _WRITEBACK_RESET
             self._writeback_known = self._started = False
             self._capacity_known = None
-
-    @property
-    def connected(self) -> bool:
-        """Whether a front-end is there."""
-        return self._session is not None
 
     def features(self) -> int:
         """Give the feature bits on offer."""
@@ -142,36 +136,17 @@ class BlkDevice(WorkerDevice):
             self._cached = False
 
     async def start_vring(self, vring: VringConfig) -> None:
-        """Bind the queue to its rings and hand it to its worker.
-
-        Raises OSError when the rings are misplaced, DeviceError when the worker can't take it.
-        """
-        queue = self.queues[vring.index]
-        queue.bind(vring)
-        try:
-            await queue.worker.start_queue(queue, vring.kick_fd)
-        except KpollError as error:
-            raise DeviceError(str(error)) from error
+        """Start serving a queue; the guest learns of a size that it can't know yet."""
+        await super().start_vring(vring)
         self._started = True
         if self._capacity_known != self.disk.capacity:
             # QEMU drops the news of a change while its device isn't started: paused, in firmware, reconnecting.
             await self.config_changed()
 
-    async def stop_vring(self, index: int) -> int:
-        """Take the queue back from its worker; returns its vring base."""
-        queue = self.queues[index]
-        await queue.worker.stop_queue(queue)
-        return queue.base()
-
     async def reset(self) -> None:
         """Forget what was negotiated, but not the cache mode: QEMU resets us and doesn't tell its guest."""
         await self.stop_all()
         self.set_features(0)
-
-    async def stop_all(self) -> None:
-        """Take every queue back, whoever forgot it; returns when nothing is in flight."""
-        for queue in self.queues:
-            await queue.worker.stop_queue(queue)
 
     def _apply_cache_mode(self) -> None:
         write_back = writes_back(self._negotiated, self._writeback if self._writeback_known else 0)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from .blk_device import open_device
 from .blk_disk import open_disk
-from .metrics import BlkCollector, Identity
+from .blk_metrics import BlkCollector
+from .metrics import Identity
 from .resize import ResizeWatch
 from .service import Service
 

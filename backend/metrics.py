@@ -1,47 +1,23 @@
-"""The metrics of one block device, read from the counters that the workers keep (names: docs/metrics.md).
+"""The metrics of any device, read from the counters that the workers keep (names: docs/metrics.md).
 
 Nothing is counted here but faults and the connection: a scrape reads C's counters, and between scrapes this costs
-nothing at all.
+nothing at all. What a kind of device counts beside that is its own (blk_metrics.py).
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
-
-from kpoll.vhost._core import lib
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .blk_device import BlkDevice
-    from .blk_queue import BlkQueue
-
-# Labels of enum blk_metric_op and enum blk_metric_error, in their order.
-OPS: Final = ("read", "write", "flush", "discard", "write_zeroes", "get_id", "other")
-ERROR_KINDS: Final = ("io", "unsupported", "range", "read_only")
-
-# Bucket i counts what took less than 1 µs << i; the last one has no upper bound.
-BUCKET_BOUNDS: Final = (*(f"{(1 << i) / 1e6:g}" for i in range(lib.BLK_BUCKETS - 1)), "+Inf")
-
-
-def cumulated(counts: list[int]) -> list[tuple[str, float]]:
-    """Turn counts per bucket into Prometheus's buckets, each of which includes all smaller ones."""
-    total = 0
-    buckets: list[tuple[str, float]] = []
-    for bound, count in zip(BUCKET_BOUNDS, counts, strict=True):
-        total += count
-        buckets.append((bound, float(total)))
-    return buckets
+    from .queue import Queue
+    from .service import WorkerDevice
 
 
 @dataclass(frozen=True)
@@ -54,24 +30,27 @@ class Identity:
     poll: str
 
 
-class BlkCollector(Collector):
-    """Reads a block device's counters at each scrape."""
+class DeviceCollector(Collector):
+    """Reads a device's counters at each scrape."""
 
-    def __init__(self, identity: Identity, device: BlkDevice) -> None:
+    def __init__(self, identity: Identity, device: WorkerDevice) -> None:
         """Collect from `device`."""
-        self._identity = identity
+        self.identity = identity
         self._device = device
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric family."""
         yield from self._device_metrics()
         yield from self._worker_metrics()
-        queues = [queue for queue in self._device.queues if queue.used]
-        yield from self._request_metrics(queues)
-        yield from self._queue_metrics(queues)
+        yield from self.own_metrics()
+        yield from self._queue_metrics([queue for queue in self._device.queues if queue.used])
+
+    @abstractmethod
+    def own_metrics(self) -> Iterator[Metric]:
+        """Yield the families that only this kind of device has."""
 
     def _device_metrics(self) -> Iterator[Metric]:
-        me = self._identity
+        me = self.identity
         info = InfoMetricFamily("kpoll", "What runs here", labels=["device"])
         info.add_metric([me.device], {"version": me.version, "engine": me.engine, "poll": me.poll})
         yield info
@@ -80,7 +59,7 @@ class BlkCollector(Collector):
         yield connected
 
     def _worker_metrics(self) -> Iterator[Metric]:
-        device = self._identity.device
+        device = self.identity.device
         stats = [worker.stats() for worker in self._device.workers]
         polls = CounterMetricFamily("kpoll_polls", "Spins of workers, by how they ended", labels=["device", "result"])
         polls.add_metric([device, "hit"], sum(s.hits for s in stats))
@@ -96,26 +75,7 @@ class BlkCollector(Collector):
             counter.add_metric([device], value)
             yield counter
 
-    def _request_metrics(self, queues: list[BlkQueue]) -> Iterator[Metric]:
-        labels = ["device", "queue", "op"]
-        requests = CounterMetricFamily("kpoll_requests", "Requests answered", labels=labels)
-        sizes = CounterMetricFamily("kpoll_request_bytes", "Bytes read or written by requests", labels=labels)
-        errors = CounterMetricFamily("kpoll_request_errors", "Requests that failed", labels=[*labels, "kind"])
-        seconds = HistogramMetricFamily(
-            "kpoll_request_duration_seconds", "Time from popping a request to answering it", labels=labels
-        )
-        for queue in queues:
-            stats: Any = queue.stats
-            for i, op in enumerate(OPS):
-                key = [self._identity.device, str(queue.index), op]
-                requests.add_metric(key, stats.requests[i])
-                sizes.add_metric(key, stats.bytes[i])
-                seconds.add_metric(key, cumulated(list(stats.latency[i])), stats.latency_sum_ns[i] / 1e9)
-                for j, kind in enumerate(ERROR_KINDS):
-                    errors.add_metric([*key, kind], stats.errors[i][j])
-        yield from (requests, sizes, errors, seconds)
-
-    def _queue_metrics(self, queues: list[BlkQueue]) -> Iterator[Metric]:
+    def _queue_metrics(self, queues: list[Queue]) -> Iterator[Metric]:
         labels = ["device", "queue"]
         in_flight = GaugeMetricFamily("kpoll_requests_in_flight", "Requests taken and not yet answered", labels=labels)
         calls = CounterMetricFamily("kpoll_calls", "Interrupts sent to the driver", labels=labels)
@@ -128,7 +88,7 @@ class BlkCollector(Collector):
             labels=[*labels, "kind"],
         )
         for queue in queues:
-            key = [self._identity.device, str(queue.index)]
+            key = [self.identity.device, str(queue.index)]
             in_flight.add_metric(key, queue.in_flight)
             calls.add_metric(key, queue.calls)
             suppressed.add_metric(key, queue.calls_suppressed)

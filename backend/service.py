@@ -6,19 +6,23 @@ signals, metrics, the order of things.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from kpoll.vhost.device import Device
+from kpoll.vhost.device import Device, DeviceError
+
+from .errors import KpollError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from prometheus_client.registry import Collector
 
+    from kpoll.vhost.device import VringConfig
+
     from .config import LogConfig, MetricsConfig, SocketConfig
     from .poll import PollConfig
+    from .queue import Queue
     from .worker import Worker
 
 
@@ -58,15 +62,41 @@ class WorkerDevice(Device):
     """A device whose queues are served by worker threads.
 
     Attributes:
-        workers: All of them; the daemon runs them around everything that uses the device.
+        queues: All virtqueues, by index.
+        workers: Who serves them; the daemon runs them around everything that uses the device.
 
     """
 
+    queues: tuple[Queue, ...]
     workers: tuple[Worker, ...]
 
-    @abstractmethod
+    @property
+    def connected(self) -> bool:
+        """Whether a front-end is there."""
+        return self._session is not None
+
+    async def start_vring(self, vring: VringConfig) -> None:
+        """Bind the queue to its rings and hand it to its worker.
+
+        Raises OSError when the rings are misplaced, DeviceError when the worker can't take it.
+        """
+        queue = self.queues[vring.index]
+        queue.bind(vring)
+        try:
+            await queue.worker.start_queue(queue, vring.kick_fd)
+        except KpollError as error:
+            raise DeviceError(str(error)) from error
+
+    async def stop_vring(self, index: int) -> int:
+        """Take the queue back from its worker; returns its vring base."""
+        queue = self.queues[index]
+        await queue.worker.stop_queue(queue)
+        return queue.base()
+
     async def stop_all(self) -> None:
-        """Take every queue back from its worker; returns when nothing is in flight."""
+        """Take every queue back, whoever forgot it; returns when nothing is in flight."""
+        for queue in self.queues:
+            await queue.worker.stop_queue(queue)
 
 
 @dataclass(frozen=True, kw_only=True)
