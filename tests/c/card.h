@@ -108,6 +108,23 @@ static inline void card_make(struct card *c, struct net_port *port, uint64_t fea
 	c->room_at = CARD_RX_AT;
 }
 
+/* On the ports that need no network. */
+static inline void card_echo(struct card *c, uint64_t features, uint32_t size)
+{
+	struct net_port *port;
+
+	CHECK_EQ(net_port_echo(&port), 0);
+	card_make(c, port, features, size);
+}
+
+static inline void card_null(struct card *c, uint32_t source, uint64_t features)
+{
+	struct net_port *port;
+
+	CHECK_EQ(net_port_null(&port, source), 0);
+	card_make(c, port, features, 64);
+}
+
 static inline void card_free(struct card *c)
 {
 	for (unsigned i = 0; i < 2; i++) {

@@ -3,7 +3,6 @@
 #include <errno.h>
 
 #include "card.h"
-#include "kernel/c/atomics.h"
 
 #define F(name) (1ull << VIRTIO_NET_F_##name)
 #define PACKED (1ull << VIRTIO_F_RING_PACKED)
@@ -20,22 +19,6 @@ static const uint64_t rings[] = {
 	PACKED | 1ull << VIRTIO_RING_F_INDIRECT_DESC | 1ull << VIRTIO_RING_F_EVENT_IDX,
 };
 
-static void start_echo(uint64_t features, uint32_t size)
-{
-	struct net_port *port;
-
-	CHECK_EQ(net_port_echo(&port), 0);
-	card_make(&c, port, features, size);
-}
-
-static void start_null(uint32_t source, uint64_t features)
-{
-	struct net_port *port;
-
-	CHECK_EQ(net_port_null(&port, source), 0);
-	card_make(&c, port, features, 64);
-}
-
 static void frames_come_back_whole_and_in_order_on_every_ring(void)
 {
 	static const uint32_t lens[] = { 14, 60, 1514, 1515, 61, 9014, NET_FRAME_MAX, 64, 3000, 20000 };
@@ -46,7 +29,7 @@ static void frames_come_back_whole_and_in_order_on_every_ring(void)
 		unsigned sent = 0, came = 0;
 		uint64_t bytes = 0;
 
-		start_echo(rings[i % 4] | (merge ? MRG_RXBUF : 0), 256);
+		card_echo(&c, rings[i % 4] | (merge ? MRG_RXBUF : 0), 256);
 		card_room(&c, merge ? 255 : 200, room);
 		while (came < 400) {
 			for (unsigned k = 0; k < 1 + came % 5 && sent < 400; k++, sent++)
@@ -83,7 +66,7 @@ static void headers_and_frames_in_pieces_are_understood_both_ways(void)
 	struct driver_used used;
 	uint8_t frame[100];
 
-	start_echo(0, 64);
+	card_echo(&c, 0, 64);
 	card_write_frame(frame, 9, 100);
 	memcpy(c.memory + CARD_TX_AT + 107, frame, 20);
 	memcpy(c.memory + CARD_TX_AT + 200, frame + 20, 1);
@@ -104,7 +87,7 @@ static void headers_and_frames_in_pieces_are_understood_both_ways(void)
 
 static void a_merged_frame_takes_as_few_buffers_as_hold_it(void)
 {
-	start_echo(MRG_RXBUF, 64);
+	card_echo(&c, MRG_RXBUF, 64);
 	card_room(&c, 40, 1000);
 	card_send(&c, 0, 1, 988); /* all of one */
 	card_send(&c, 1, 2, 989); /* a byte of a second */
@@ -126,7 +109,7 @@ static void a_merged_frame_takes_as_few_buffers_as_hold_it(void)
 
 static void a_frame_may_take_all_buffers_that_there_are(void)
 {
-	start_echo(MRG_RXBUF, 64);
+	card_echo(&c, MRG_RXBUF, 64);
 	card_room(&c, 3, 1000);
 	card_send(&c, 0, 1, 3000 - NET_HDR_LEN);
 	card_settle(&c);
@@ -137,37 +120,13 @@ static void a_frame_may_take_all_buffers_that_there_are(void)
 
 static void buffers_with_room_for_a_header_alone_are_merged_too(void)
 {
-	start_echo(MRG_RXBUF, 256);
+	card_echo(&c, MRG_RXBUF, 256);
 	card_room(&c, 20, NET_HDR_LEN);
 	card_send(&c, 0, 1, 100);
 	card_settle(&c);
 	CHECK(card_receive(&c, &r, NET_HDR_LEN));
 	CHECK_EQ(r.hdr.num_buffers, 1 + 9); /* the first has no byte left, 100 bytes need 9 others */
 	CHECK(r.len == 100 && card_is_frame(r.frame, 1, 100));
-	card_free(&c);
-}
-
-static void a_lying_header_is_dropped_and_its_chain_returned(void)
-{
-	static const struct virtio_net_hdr_v1 lies[] = {
-		{ .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM, .csum_start = 90, .csum_offset = 9 },
-		{ .gso_type = VIRTIO_NET_HDR_GSO_TCPV6, .gso_size = 50, .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM },
-		{ .gso_type = VIRTIO_NET_HDR_GSO_TCPV4, .gso_size = 0, .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM },
-		{ .gso_type = VIRTIO_NET_HDR_GSO_TCPV4, .gso_size = 50 },
-		{ .gso_type = 99 },
-	};
-
-	start_echo(F(CSUM) | F(GUEST_CSUM) | F(HOST_TSO4) | F(GUEST_TSO4), 64);
-	card_room(&c, 20, MTU_ROOM);
-	for (unsigned i = 0; i < 5; i++)
-		card_add(&c, i, lies[i], i, 100);
-	card_send(&c, 5, 77, 100);
-	card_settle(&c);
-	CHECK_EQ(card_sent(&c), 6);
-	CHECK_EQ(card_drops(&c, NET_TX, NET_DROP_HEADER), 5);
-	card_expect(&c, MTU_ROOM, 77, 100);
-	CHECK(!card_receive(&c, &r, MTU_ROOM));
-	CHECK_EQ(net_queue_stats(c.queue[NET_TX])->packets, 1);
 	card_free(&c);
 }
 
@@ -183,7 +142,7 @@ static void offloads_reach_the_driver_that_takes_them_and_no_other(void)
 	};
 	uint64_t sends = F(CSUM) | F(HOST_TSO4);
 
-	start_echo(sends | F(GUEST_CSUM) | F(GUEST_TSO4), 64);
+	card_echo(&c, sends | F(GUEST_CSUM) | F(GUEST_TSO4), 64);
 	card_room(&c, 2, BIG_ROOM);
 	card_add(&c, 0, tso, 1, 9000);
 	driver_publish(c.driver[NET_TX]);
@@ -193,7 +152,7 @@ static void offloads_reach_the_driver_that_takes_them_and_no_other(void)
 	CHECK(memcmp(&r.hdr, &tso, sizeof(tso)) == 0);
 	card_free(&c);
 
-	start_echo(sends | F(GUEST_CSUM), 64);
+	card_echo(&c, sends | F(GUEST_CSUM), 64);
 	card_room(&c, 2, BIG_ROOM);
 	card_add(&c, 0, tso, 1, 9000);
 	driver_publish(c.driver[NET_TX]);
@@ -209,7 +168,7 @@ static void what_one_frame_asked_for_is_not_said_of_another(void)
 	struct virtio_net_hdr_v1 asks = { .flags = VIRTIO_NET_HDR_F_NEEDS_CSUM, .csum_start = 34, .csum_offset = 16 };
 	struct virtio_net_hdr_v1 nothing = { .num_buffers = 1 };
 
-	start_null(1514, F(CSUM) | F(GUEST_CSUM));
+	card_null(&c, 1514, F(CSUM) | F(GUEST_CSUM));
 	card_room(&c, 4, MTU_ROOM);
 	card_add(&c, 0, asks, 1, 100);
 	driver_publish(c.driver[NET_TX]);
@@ -221,95 +180,9 @@ static void what_one_frame_asked_for_is_not_said_of_another(void)
 	card_free(&c);
 }
 
-static void frames_that_cannot_be_are_dropped_by_their_length(void)
-{
-	start_echo(MRG_RXBUF, 64);
-	card_room(&c, 60, MTU_ROOM);
-	card_send(&c, 0, 1, 0);
-	card_send(&c, 1, 2, NET_FRAME_MIN - 1);
-	card_send(&c, 2, 3, NET_FRAME_MAX + 1);
-	card_send(&c, 4, 4, NET_FRAME_MAX);
-	card_settle(&c);
-	CHECK_EQ(card_sent(&c), 4);
-	CHECK_EQ(card_drops(&c, NET_TX, NET_DROP_LENGTH), 3);
-	card_expect(&c, MTU_ROOM, 4, NET_FRAME_MAX);
-	card_free(&c);
-}
-
-/* What broke one queue, and the other one serves on. */
-static void expect_broken(enum net_direction dir, enum virtq_fault fault)
-{
-	struct lane *lane = net_lane_base(c.lane);
-
-	driver_publish(c.driver[dir]);
-	card_settle(&c);
-	CHECK_EQ(card_state(&c, dir), QUEUE_BROKEN);
-	CHECK_EQ(net_queue_base(c.queue[dir])->vq.fault, fault);
-	CHECK_EQ(card_state(&c, !dir), QUEUE_RUNNING);
-	CHECK(lane_broken(lane) == net_queue_base(c.queue[dir]));
-	CHECK(lane_broken(lane) == NULL);
-}
-
-static void what_cannot_be_a_frame_to_send_breaks_that_queue_alone(void)
-{
-	struct driver_buf bufs[CARD_CHAIN] = { { CARD_TX_AT, NET_HDR_LEN + 60 }, { CARD_TX_AT + 200, 1 } };
-
-	start_null(60, 0);
-	card_send(&c, 4, 1, 60);
-	CHECK_EQ(driver_add(c.driver[NET_TX], bufs, 1, 1, 1), 0);
-	expect_broken(NET_TX, VIRTQ_FAULT_REQUEST);
-	CHECK_EQ(net_queue_stats(c.queue[NET_TX])->packets, 1); /* what came before it was sent */
-	CHECK_EQ(card_sent(&c), 1);
-	card_room(&c, 3, MTU_ROOM);
-	card_settle(&c);
-	CHECK(card_receive(&c, &r, MTU_ROOM));
-	card_stop(&c);
-	card_free(&c);
-
-	start_null(60, 0);
-	bufs[0].len = NET_HDR_LEN - 1;
-	CHECK_EQ(driver_add(c.driver[NET_TX], bufs, 1, 0, 1), 0);
-	expect_broken(NET_TX, VIRTQ_FAULT_REQUEST);
-	card_free(&c);
-}
-
-static void what_cannot_be_received_into_breaks_that_queue_alone(void)
-{
-	struct driver_buf bufs[2] = { { CARD_RX_AT, 1 }, { CARD_RX_AT + 64, MTU_ROOM } };
-
-	start_null(60, 0);
-	CHECK_EQ(driver_add(c.driver[NET_RX], bufs, 1, 1, 1), 0);
-	expect_broken(NET_RX, VIRTQ_FAULT_REQUEST);
-	card_send(&c, 0, 1, 60);
-	card_settle(&c);
-	CHECK_EQ(card_sent(&c), 1);
-	card_free(&c);
-
-	start_null(60, 0);
-	bufs[0].len = NET_HDR_LEN - 1;
-	CHECK_EQ(driver_add(c.driver[NET_RX], bufs, 0, 1, 1), 0);
-	expect_broken(NET_RX, VIRTQ_FAULT_REQUEST);
-	card_free(&c);
-}
-
-static void a_broken_queue_stops_with_nothing_in_flight(void)
-{
-	struct driver_buf bad = { CARD_RX_AT, 1 };
-
-	start_null(0, 0);
-	card_room(&c, 10, MTU_ROOM);
-	card_settle(&c);
-	CHECK_EQ(queue_in_flight(net_queue_base(c.queue[NET_RX])), 10);
-	CHECK_EQ(driver_add(c.driver[NET_RX], &bad, 0, 1, 1), 0);
-	expect_broken(NET_RX, VIRTQ_FAULT_REQUEST);
-	CHECK_EQ(queue_in_flight(net_queue_base(c.queue[NET_RX])), 10);
-	card_stop(&c);
-	card_free(&c);
-}
-
 static void without_merging_a_frame_beyond_its_buffer_is_dropped(void)
 {
-	start_echo(0, 64);
+	card_echo(&c, 0, 64);
 	card_room(&c, 8, MTU_ROOM);
 	card_send(&c, 0, 1, 1515);
 	card_send(&c, 1, 2, 1514);
@@ -333,7 +206,7 @@ static void without_merging_a_frame_beyond_its_buffer_is_dropped(void)
 
 static void a_frame_longer_than_all_buffers_is_dropped_and_they_stay(void)
 {
-	start_echo(MRG_RXBUF, 64);
+	card_echo(&c, MRG_RXBUF, 64);
 	card_room(&c, 3, 1000);
 	card_send(&c, 0, 1, 3000 - NET_HDR_LEN + 1);
 	card_send(&c, 1, 2, 60);
@@ -346,7 +219,7 @@ static void a_frame_longer_than_all_buffers_is_dropped_and_they_stay(void)
 
 static void without_buffers_sending_goes_on_and_what_has_no_place_is_counted(void)
 {
-	start_echo(0, 64);
+	card_echo(&c, 0, 64);
 	for (unsigned i = 0; i < 300; i++) {
 		card_send(&c, 0, i, 60);
 		card_settle(&c);
@@ -365,7 +238,7 @@ static void without_buffers_sending_goes_on_and_what_has_no_place_is_counted(voi
 
 static void a_source_fills_what_room_there_is_and_then_rests(void)
 {
-	start_null(1514, 0);
+	card_null(&c, 1514, 0);
 	CHECK_EQ(card_turn(&c), 0);
 	card_room(&c, 50, MTU_ROOM);
 	card_settle(&c);
@@ -385,7 +258,7 @@ static void with_buffers_and_no_frames_there_is_nothing_to_do(void)
 	for (unsigned i = 0; i < 4; i++) {
 		struct eventfd_poll_info word;
 
-		start_null(0, rings[i]);
+		card_null(&c, 0, rings[i]);
 		card_room(&c, 64, MTU_ROOM);
 		card_settle(&c);
 		virtq_watch(&net_queue_base(c.queue[NET_RX])->vq, &word);
@@ -401,7 +274,7 @@ static void a_stopped_card_leaves_every_buffer_to_its_successor(void)
 	for (unsigned i = 0; i < 8; i++) {
 		unsigned number = 0;
 
-		start_echo(rings[i % 4] | (i >= 4 ? MRG_RXBUF : 0), 64);
+		card_echo(&c, rings[i % 4] | (i >= 4 ? MRG_RXBUF : 0), 64);
 		for (unsigned round = 0; round < 40; round++) {
 			card_room(&c, driver_room(c.driver[NET_RX]), MTU_ROOM);
 			for (unsigned k = 0; k < 1 + round % 7; k++)
@@ -426,7 +299,7 @@ static void a_buffer_left_out_is_given_back_empty_when_the_queue_stops(void)
 	struct driver_used used[8];
 
 	for (unsigned i = 0; i < 4; i++) {
-		start_echo(rings[i], 64);
+		card_echo(&c, rings[i], 64);
 		card_room(&c, 6, MTU_ROOM);
 		for (unsigned k = 0; k < 4; k++)
 			card_send(&c, k, k, k % 2 ? 60 : 9000);
@@ -447,21 +320,6 @@ static void a_buffer_left_out_is_given_back_empty_when_the_queue_stops(void)
 		CHECK_EQ(used[1].token, CARD_RX_AT + 5 * MTU_ROOM);
 		card_free(&c);
 	}
-}
-
-static void a_driver_with_more_buffers_than_ring_entries_breaks_the_queue(void)
-{
-	struct vring_avail *avail;
-
-	start_null(0, 0);
-	card_room(&c, 64, MTU_ROOM);
-	card_settle(&c);
-	avail = (struct vring_avail *)(c.memory + CARD_RING(NET_RX) + c.at[NET_RX].avail);
-	store_release(&avail->idx, avail->idx + 1);
-	card_settle(&c);
-	CHECK_EQ(card_state(&c, NET_RX), QUEUE_BROKEN);
-	CHECK_EQ(net_queue_base(c.queue[NET_RX])->vq.fault, VIRTQ_FAULT_TOO_MANY);
-	card_free(&c);
 }
 
 static void ports_of_impossible_frames_are_refused(void)
@@ -489,13 +347,8 @@ int main(void)
 	RUN(a_merged_frame_takes_as_few_buffers_as_hold_it);
 	RUN(a_frame_may_take_all_buffers_that_there_are);
 	RUN(buffers_with_room_for_a_header_alone_are_merged_too);
-	RUN(a_lying_header_is_dropped_and_its_chain_returned);
 	RUN(offloads_reach_the_driver_that_takes_them_and_no_other);
 	RUN(what_one_frame_asked_for_is_not_said_of_another);
-	RUN(frames_that_cannot_be_are_dropped_by_their_length);
-	RUN(what_cannot_be_a_frame_to_send_breaks_that_queue_alone);
-	RUN(what_cannot_be_received_into_breaks_that_queue_alone);
-	RUN(a_broken_queue_stops_with_nothing_in_flight);
 	RUN(without_merging_a_frame_beyond_its_buffer_is_dropped);
 	RUN(a_frame_longer_than_all_buffers_is_dropped_and_they_stay);
 	RUN(without_buffers_sending_goes_on_and_what_has_no_place_is_counted);
@@ -503,7 +356,6 @@ int main(void)
 	RUN(with_buffers_and_no_frames_there_is_nothing_to_do);
 	RUN(a_stopped_card_leaves_every_buffer_to_its_successor);
 	RUN(a_buffer_left_out_is_given_back_empty_when_the_queue_stops);
-	RUN(a_driver_with_more_buffers_than_ring_entries_breaks_the_queue);
 	RUN(ports_of_impossible_frames_are_refused);
 	RUN(every_reason_has_a_name);
 	return 0;
