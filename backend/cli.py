@@ -1,4 +1,4 @@
-"""The command line: `kpoll` and its subcommands, and `kpoll-blk` for those who look a back-end up by that name.
+"""The command line: `kpoll` and its subcommands, and `kpoll-blk`, `kpoll-net` for those who look them up by that name.
 
 Whatever goes wrong ends as one line on stderr: exit code 2 when the command line is wrong, 1 when the host is.
 """
@@ -10,7 +10,7 @@ import os
 import sys
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -28,18 +28,24 @@ from .config import (
     parse_serial,
     parse_size,
 )
-from .errors import KpollError
+from .errors import KpollError, UsageError
+from .net_options import NetConfig, parse_backend, parse_mac, random_mac
 from .poll import POLL_US_DEFAULT, POLL_US_MAX, choose_poll
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    type_command = Callable[..., None]
 
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 
-# QEMU's "Backend program conventions" (docs/interop/vhost-user.rst) and vhost-user.json.
-CAPABILITIES: Final = {"type": "block", "features": ["read-only", "blk-file"]}
+# QEMU's "Backend program conventions" (docs/interop/vhost-user.rst) and vhost-user.json, by command.
+CAPABILITIES: Final = {"blk": {"type": "block", "features": ["read-only", "blk-file"]}, "net": {"type": "net"}}
 
 
 def _print_capabilities(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
-        click.echo(json.dumps(CAPABILITIES))
+        click.echo(json.dumps(CAPABILITIES[str(context.command.name)]))
         context.exit(0)
 
 
@@ -55,12 +61,14 @@ class _Kpoll(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
-        return ["bench", "blk"]
+        return ["bench", "blk", "net"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         del ctx
         if cmd_name == "blk":
             return blk
+        if cmd_name == "net":
+            return net
         if cmd_name == "bench":
             from .bench.cli import bench  # noqa: PLC0415 - the daemon needs none of it
 
@@ -71,7 +79,74 @@ class _Kpoll(click.Group):
 @click.group(cls=_Kpoll, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("kpoll"), prog_name="kpoll")
 def kpoll() -> None:
-    """Serve virtual machines their disks: a vhost-user back-end that polls when it pays and sleeps when it doesn't."""
+    """Serve virtual machines disks and network cards: a vhost-user back-end that polls when it pays, else sleeps."""
+
+
+_SOCKET_OPTIONS: Final = (
+    click.option("--socket-path", metavar="PATH", help="Listen for front-ends on a unix socket made here."),
+    click.option("--fd", type=int, metavar="N", help="Use this open socket instead, listening or connected."),
+)
+
+_COMMON_OPTIONS: Final = (
+    click.option(
+        "--poll",
+        type=click.Choice(["auto", "kernel", "module", "user", "off"]),
+        default="auto",
+        show_default=True,
+        help="Who polls before a worker sleeps: auto takes the best that this host has and allows, and logs why.",
+    ),
+    click.option(
+        "--poll-max-us",
+        type=click.IntRange(0, POLL_US_MAX),
+        default=POLL_US_DEFAULT,
+        show_default=True,
+        metavar="N",
+        help="Never poll longer than this without a request, in microseconds; 0 is --poll off.",
+    ),
+    click.option(
+        "--log-format",
+        type=click.Choice(["auto", "json", "console"]),
+        default="auto",
+        show_default=True,
+        help="How log lines on stderr look: auto is console on a terminal, else json.",
+    ),
+    click.option(
+        "--log-level",
+        type=click.Choice(["info", "warning", "error"]),
+        default="info",
+        show_default=True,
+        help="The least that is logged.",
+    ),
+    click.option("--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics over HTTP here."),
+    click.option("--metrics-socket", metavar="PATH", help="Serve them on a unix socket made here instead."),
+    click.option("--socket-mode", metavar="MODE", help="Permission bits of --socket-path, octal."),
+    click.option("--socket-group", metavar="GROUP", help="Group that owns --socket-path, by name or number."),
+    click.option(
+        "--sandbox",
+        type=click.Choice(["on", "off"]),
+        help="Give up what a server of devices doesn't need, once all is open. [default: as much as this host can do]",
+    ),
+    click.option(
+        "--print-capabilities",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_print_capabilities,
+        help="Print what this back-end can do, as JSON, and exit.",
+    ),
+)
+
+
+def _socket_options(command: type_command) -> type_command:
+    for option in reversed(_SOCKET_OPTIONS):
+        command = option(command)
+    return command
+
+
+def _common_options(command: type_command) -> type_command:
+    for option in reversed(_COMMON_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.command(
@@ -79,8 +154,7 @@ def kpoll() -> None:
     context_settings={"help_option_names": ["-h", "--help"]},
     short_help="Serve a disk as a vhost-user-blk device.",
 )
-@click.option("--socket-path", metavar="PATH", help="Listen for front-ends on a unix socket made here.")
-@click.option("--fd", type=int, metavar="N", help="Use this open socket instead, listening or connected.")
+@_socket_options
 @click.option("--blk-file", metavar="PATH", help="The disk: a raw image file or a block device.")
 @click.option("--read-only", is_flag=True, help="Refuse all writes.")
 @click.option(
@@ -108,52 +182,7 @@ def kpoll() -> None:
     default="report",
     help="What to do when the disk fails; this release reports it to the guest.",
 )
-@click.option(
-    "--poll",
-    type=click.Choice(["auto", "kernel", "module", "user", "off"]),
-    default="auto",
-    show_default=True,
-    help="Who polls before a worker sleeps: auto takes the best that this host has and allows, and logs why.",
-)
-@click.option(
-    "--poll-max-us",
-    type=click.IntRange(0, POLL_US_MAX),
-    default=POLL_US_DEFAULT,
-    show_default=True,
-    metavar="N",
-    help="Never poll longer than this without a request, in microseconds; 0 is --poll off.",
-)
-@click.option(
-    "--log-format",
-    type=click.Choice(["auto", "json", "console"]),
-    default="auto",
-    show_default=True,
-    help="How log lines on stderr look: auto is console on a terminal, else json.",
-)
-@click.option(
-    "--log-level",
-    type=click.Choice(["info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    help="The least that is logged.",
-)
-@click.option("--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics over HTTP here.")
-@click.option("--metrics-socket", metavar="PATH", help="Serve them on a unix socket made here instead.")
-@click.option("--socket-mode", metavar="MODE", help="Permission bits of --socket-path, octal.")
-@click.option("--socket-group", metavar="GROUP", help="Group that owns --socket-path, by name or number.")
-@click.option(
-    "--sandbox",
-    type=click.Choice(["on", "off"]),
-    help="Give up what a disk server doesn't need, once all is open. [default: as much as this host can do]",
-)
-@click.option(
-    "--print-capabilities",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_print_capabilities,
-    help="Print what this back-end can do, as JSON, and exit.",
-)
+@_common_options
 def blk(**options: Any) -> None:
     """Serve one disk to one virtual machine at a time, as a vhost-user-blk device."""
     config = blk_config(**options)
@@ -164,17 +193,10 @@ def blk(**options: Any) -> None:
     run(config, partial(open_blk, config))
 
 
-def blk_config(**options: Any) -> BlkConfig:
-    """Turn the options of `kpoll blk` into what was meant.
-
-    Raises UsageError for what can't be meant, KpollError for what this release doesn't have.
-    """
-    cpus = parse_cpus(options["cpus"]) if options["cpus"] is not None else ()
-    num_queues = default_num_queues() if options["num_queues"] is None else options["num_queues"]
-    workers = options["workers"]
-    sandbox = options["sandbox"]
-    mode, serial, size, metrics = (options[name] for name in ("socket_mode", "serial", "size", "metrics"))
-    config = {
+def _common_config(options: dict[str, Any]) -> dict[str, Any]:
+    """Turn the options that every device has into what was meant. Raises UsageError."""
+    mode, metrics, sandbox = (options[name] for name in ("socket_mode", "metrics", "sandbox"))
+    return {
         "socket": SocketConfig(
             path=options["socket_path"],
             fd=options["fd"],
@@ -185,6 +207,21 @@ def blk_config(**options: Any) -> BlkConfig:
             tcp=None if metrics is None else parse_host_port(metrics), path=options["metrics_socket"]
         ),
         "log": LogConfig(style=options["log_format"], level=options["log_level"]),
+        "sandbox": None if sandbox is None else sandbox == "on",
+    }
+
+
+def blk_config(**options: Any) -> BlkConfig:
+    """Turn the options of `kpoll blk` into what was meant.
+
+    Raises UsageError for what can't be meant, KpollError for what this release doesn't have.
+    """
+    cpus = parse_cpus(options["cpus"]) if options["cpus"] is not None else ()
+    num_queues = default_num_queues() if options["num_queues"] is None else options["num_queues"]
+    workers = options["workers"]
+    serial, size = options["serial"], options["size"]
+    config = {
+        **_common_config(options),
         "blk_file": options["blk_file"],
         "read_only": options["read_only"],
         "engine": options["engine"],
@@ -193,7 +230,6 @@ def blk_config(**options: Any) -> BlkConfig:
         "serial": b"" if serial is None else parse_serial(serial),
         "workers": workers if workers is not None else len(cpus) or 1,
         "cpus": cpus,
-        "sandbox": None if sandbox is None else sandbox == "on",
     }
     if options["on_error"] != "report":
         raise KpollError(
@@ -202,6 +238,48 @@ def blk_config(**options: Any) -> BlkConfig:
     if options["iopoll"] == "on":
         raise KpollError("--iopoll on: this release can't use NVMe poll queues yet; use --iopoll auto")
     return BlkConfig(poll=choose_poll(options["poll"], options["poll_max_us"], probe_kernel()), **config)
+
+
+@click.command(
+    cls=_BackendCommand,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    short_help="Serve a network card as a vhost-user-net device.",
+)
+@_socket_options
+@click.option(
+    "--backend", metavar="BACKEND", help="Where frames go: tap:NAME, tap-fd:N, udp:LOCAL,REMOTE, null or echo."
+)
+@click.option("--mac", metavar="MAC", help="The guest's address. [default: a random, locally administered one]")
+@click.option("--mtu", type=int, metavar="N", help="What the guest is told that frames may hold, in bytes.")
+@click.option(
+    "--num-queue-pairs", type=int, default=1, show_default=True, metavar="N", help="Virtqueue pairs, a worker each."
+)
+@_common_options
+def net(**options: Any) -> None:
+    """Serve one network card to one virtual machine at a time, as a vhost-user-net device."""
+    config = net_config(**options)
+    # As above.
+    from .daemon import run  # noqa: PLC0415
+    from .net_service import open_net  # noqa: PLC0415
+
+    run(config, partial(open_net, config))
+
+
+def net_config(**options: Any) -> NetConfig:
+    """Turn the options of `kpoll net` into what was meant.
+
+    Raises UsageError for what can't be meant, KpollError for what this release doesn't have.
+    """
+    if options["backend"] is None:
+        raise UsageError("no network: give --backend, such as tap:NAME")
+    config = {
+        **_common_config(options),
+        "backend": parse_backend(options["backend"]),
+        "mac": random_mac() if options["mac"] is None else parse_mac(options["mac"]),
+        "mtu": options["mtu"],
+        "num_queue_pairs": options["num_queue_pairs"],
+    }
+    return NetConfig(poll=choose_poll(options["poll"], options["poll_max_us"], probe_kernel()), **config)
 
 
 def _run(command: click.Command, name: str) -> int:
@@ -238,6 +316,11 @@ def _fail(where: str, message: str, code: int) -> int:
 def main() -> None:
     """Run `kpoll`."""
     sys.exit(_run(kpoll, "kpoll"))
+
+
+def net_main() -> None:
+    """Run `kpoll-net`, which is `kpoll net` under the name that QEMU and libvirt look for."""
+    sys.exit(_run(net, "kpoll-net"))
 
 
 def blk_main() -> None:

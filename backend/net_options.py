@@ -238,6 +238,11 @@ class NetConfig:
                 raise UsageError(f"--backend {self.backend}: is the descriptor of --fd; pass the tap as another one")
 
     @property
+    def cpus(self) -> tuple[int, ...]:
+        """The workers' CPUs: none, the scheduler chooses."""
+        return ()
+
+    @property
     def device(self) -> str:
         """The `device` of logs and metrics: the back-end as --backend has it."""
         return str(self.backend)

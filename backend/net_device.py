@@ -1,0 +1,112 @@
+"""The network card as vhost-user sees it (virtio 1.2 §5.1): negotiation here, frames in C."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from kpoll.vhost._core import ffi, lib
+
+from .errors import KpollError
+from .net_config import NetFeature, NetStatus, config_space, device_features, usable_offloads
+from .net_queue import NetQueue
+from .service import WorkerDevice
+from .worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from enum import IntFlag
+
+    from structlog.typing import FilteringBoundLogger
+
+    from .net_options import NetConfig
+    from .net_ports import Ports
+
+
+class NetDevice(WorkerDevice):
+    """A card with a pair of virtqueues, and a worker, per port.
+
+    Made by `open_device`, which also frees it.
+
+    Attributes:
+        ports: What is behind it.
+        link_up: Whether the guest is told that its cable is in.
+
+    """
+
+    queues: tuple[NetQueue, ...]
+
+    def __init__(
+        self, config: NetConfig, ports: Ports, queues: tuple[NetQueue, ...], workers: tuple[Worker, ...]
+    ) -> None:
+        """Put the parts together; queues 2n and 2n + 1 already belong to worker n."""
+        self.ports = ports
+        self.queues = queues
+        self.workers = workers
+        self.num_queues = len(queues)
+        self.queue_size_max = int(lib.VIRTQ_SIZE_MAX)
+        self.link_up = True
+        self._config = config
+        self._features = device_features(offloads=ports.offloads, mtu=config.mtu, pairs=config.num_queue_pairs)
+
+    def features(self) -> int:
+        """Give the feature bits on offer."""
+        return self._features
+
+    def feature_names(self) -> type[IntFlag]:
+        """Give the card's feature bits by name."""
+        return NetFeature
+
+    def get_config(self, offset: int, size: int) -> bytes:
+        """Read struct virtio_net_config."""
+        status = NetStatus.VIRTIO_NET_S_LINK_UP if self.link_up else NetStatus(0)
+        space = config_space(
+            mac=self._config.mac, status=status, pairs=self._config.num_queue_pairs, mtu=self._config.mtu
+        )
+        return space[offset : offset + size]
+
+    def set_features(self, features: int) -> None:
+        """Have the tap leave to the guest what it negotiated, and nothing else. Raises OSError."""
+        if self.ports.tap is not None and self.ports.tap.attached:
+            self.ports.tap.set_features(usable_offloads(features))
+
+    async def set_link(self, *, up: bool) -> None:
+        """Tell the guest that its cable was put in or taken out."""
+        if up != self.link_up:
+            self.link_up = up
+            await self.config_changed()
+
+    async def reset(self) -> None:
+        """Forget what was negotiated."""
+        await self.stop_all()
+        self.set_features(0)
+
+
+@contextmanager
+def open_device(config: NetConfig, ports: Ports, log: FilteringBoundLogger) -> Iterator[NetDevice]:
+    """Make a worker, a lane and two queues for each port; free them on leaving, when no worker runs any more.
+
+    Raises KpollError when the host has no room for them.
+    """
+    with ExitStack() as stack:
+        workers: list[Worker] = []
+        queues: list[NetQueue] = []
+        for pair, port in enumerate(ports.handles):
+            out = ffi.new("struct net_lane **")
+            error = -lib.net_lane_create(out, port)
+            if error:
+                raise KpollError(f"a queue pair can't be made: {os.strerror(error)}")
+            stack.callback(lib.net_lane_destroy, out[0])
+            lane = lib.net_lane_base(out[0])
+            worker = Worker(pair, config.poll, None, log)
+            stack.callback(worker.close)
+            worker.add_lane(lane)
+            workers.append(worker)
+            for index in (2 * pair, 2 * pair + 1):
+                handle = lib.net_queue_create(index)
+                if handle == ffi.NULL:
+                    raise KpollError("out of memory for virtqueues: use a smaller --num-queue-pairs")
+                stack.callback(lib.net_queue_destroy, handle)
+                queues.append(NetQueue(index, handle, lane, worker))
+        yield NetDevice(config, ports, tuple(queues), tuple(workers))

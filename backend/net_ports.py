@@ -1,0 +1,74 @@
+"""What a card's frames go to and come from, opened: one C port per queue pair, and what is behind them all."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from kpoll.vhost._core import ffi, lib
+
+from .errors import KpollError, UsageError
+from .net_config import NO_OFFLOADS, NetFeature
+from .net_options import EchoBackend, NullBackend, UdpBackend
+from .net_tap import Tap, open_tap
+from .net_udp import open_udp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .net_options import NetConfig
+
+_SOURCE: Final = 0  # bytes of the frames that `null` receives; 0: none
+
+
+@dataclass(frozen=True)
+class Ports:
+    """All that a card needs of its back-end.
+
+    Attributes:
+        handles: A `struct net_port *` for each queue pair.
+        offloads: What the back-end can do for the guest.
+        tap: The tap behind them, if it is one.
+
+    """
+
+    handles: tuple[Any, ...]
+    offloads: NetFeature = NO_OFFLOADS
+    tap: Tap | None = None
+
+
+def _made(error: int, out: Any, config: NetConfig, stack: ExitStack) -> Any:
+    if error:
+        raise KpollError(f"--backend {config.backend}: {os.strerror(-error)}")
+    stack.callback(lib.net_port_destroy, out[0])
+    return out[0]
+
+
+@contextmanager
+def open_ports(config: NetConfig) -> Iterator[Ports]:
+    """Open the back-end of `config`; close it on leaving, when no worker runs any more. Raises KpollError."""
+    pairs = config.num_queue_pairs
+    with ExitStack() as stack:
+        tap = None
+        handles = []
+        match config.backend:
+            case NullBackend() | EchoBackend() as backend:
+                for _ in range(pairs):
+                    out = ffi.new("struct net_port **")
+                    null = isinstance(backend, NullBackend)
+                    error = lib.net_port_null(out, _SOURCE) if null else lib.net_port_echo(out)
+                    handles.append(_made(error, out, config, stack))
+            case UdpBackend() as backend:
+                if pairs > 1:
+                    raise UsageError(f"--num-queue-pairs {pairs}: --backend {backend} is one path; use 1")
+                sock = stack.enter_context(open_udp(backend))
+                out = ffi.new("struct net_port **")
+                handles.append(_made(lib.net_port_udp(out, sock.fileno()), out, config, stack))
+            case backend:
+                tap = stack.enter_context(open_tap(backend, pairs=pairs, mac=config.mac))
+                for fd in tap.fds:
+                    out = ffi.new("struct net_port **")
+                    handles.append(_made(lib.net_port_tap(out, fd), out, config, stack))
+        yield Ports(tuple(handles), NO_OFFLOADS if tap is None else tap.offloads, tap)

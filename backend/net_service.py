@@ -1,0 +1,84 @@
+"""A network card as the daemon runs it: opened, counted, and its cable followed."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import trio
+
+from .errors import KpollError, os_reason
+from .metrics import Identity
+from .net_device import NetDevice, open_device
+from .net_link import LinkState, LinkWatch
+from .net_metrics import NetCollector
+from .net_options import mac_text
+from .net_ports import open_ports
+from .service import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from structlog.typing import FilteringBoundLogger
+
+    from .net_options import NetConfig
+
+
+class _Cable:
+    """Follows the link of a tap, and attaches to one that was deleted and is back."""
+
+    def __init__(self, device: NetDevice, log: FilteringBoundLogger) -> None:
+        """Follow the tap behind `device`, if there is one that can be seen from here. Raises OSError."""
+        tap = device.ports.tap
+        self._device = device
+        self._log = log
+        self._watch = None if tap is None or tap.index is None else LinkWatch(tap.name, tap.index)
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self._watch is not None:
+            self._watch.close()
+
+    async def run(self) -> None:
+        """Tell the guest what the link is like, until cancelled."""
+        tap = self._device.ports.tap
+        if tap is None or self._watch is None:
+            return
+        while True:
+            state = await self._watch.changed()
+            if state is not LinkState.GONE and not tap.attached:
+                try:
+                    tap.attach_again()
+                except KpollError as error:
+                    self._log.error("tap_not_attached", error=str(error))
+                    continue
+            self._log.info("link", state=state.name.lower(), interface=tap.name)
+            await self._device.set_link(up=state is LinkState.UP)
+
+
+@contextmanager
+def open_net(config: NetConfig, log: FilteringBoundLogger) -> Iterator[Service]:
+    """Open the back-end and make its card; close all on leaving, when no worker runs any more. Raises KpollError."""
+    with ExitStack() as stack:
+        ports = stack.enter_context(open_ports(config))
+        device = stack.enter_context(open_device(config, ports, log))
+        try:
+            cable = _Cable(device, log)
+        except OSError as error:
+            raise KpollError(f"--backend {config.backend}: its link can't be followed: {os_reason(error)}") from error
+        stack.callback(cable.close)
+        engine = type(config.backend).__name__.removesuffix("Backend").lower()
+        yield Service(
+            device=device,
+            facts={
+                "backend": str(config.backend),
+                "mac": mac_text(config.mac),
+                "queues": device.num_queues,
+                "workers": len(device.workers),
+            },
+            collector=NetCollector(Identity(config.device, version("kpoll"), engine, config.poll.strategy), device),
+            ready=lambda: None,
+            watch=cable.run,
+            refresh=trio.lowlevel.checkpoint,
+        )

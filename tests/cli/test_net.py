@@ -1,0 +1,145 @@
+"""`kpoll net`: frames go where --backend says, and what can't be is one line."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Self
+
+import pytest
+
+from kpoll.vhost.driver import Buffer, Driver
+from kpoll.vhost.features import VirtioFeature
+from kpoll.vhost.frontend import Frontend
+from tests.cli.harness import PROTOCOL, Daemon, refused
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HEADER = 12  # struct virtio_net_hdr_v1
+ROOM = 2048
+BUFFERS = 8
+FRAME = bytes.fromhex("52540000000252540000000188b5") + b"to whom it may concern".ljust(50, b".")
+
+
+class Card:
+    """A guest with one card: a receiveq with some buffers, and a transmitq."""
+
+    def __init__(self, where: Path) -> None:
+        """Connect, negotiate all that is on offer, and make buffers available."""
+        self._stack = ExitStack()
+        self.frontend = self._stack.enter_context(Frontend(where))
+        offered = self.frontend.features & ~VirtioFeature.VHOST_USER_F_PROTOCOL_FEATURES
+        self.frontend.negotiate(offered & ~VirtioFeature.VIRTIO_F_RING_PACKED, PROTOCOL)
+        self.rx, self.tx = Driver(self.frontend, 0), Driver(self.frontend, 1)
+        self.memory = self.frontend.add_memory((BUFFERS + 1) * ROOM)
+        for i in range(BUFFERS):
+            self.rx.add([], [Buffer(self.memory.gpa + i * ROOM, ROOM)], i)
+        self.rx.publish()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """Leave the card."""
+        self._stack.close()
+
+    def send(self, frame: bytes, header: bytes = bytes(HEADER)) -> None:
+        """Send a frame; returns once the device has it."""
+        at = BUFFERS * ROOM
+        self.memory.mmap[at : at + HEADER + len(frame)] = header + frame
+        self.tx.add([Buffer(self.memory.gpa + at, HEADER + len(frame))], [], 0)
+        self.tx.publish()
+        self.tx.wait()
+
+    def receive(self) -> bytes:
+        """Wait for a frame, of one buffer."""
+        [used] = self.rx.wait()
+        at = used.token * ROOM
+        (buffers,) = struct.unpack("<H", self.memory.mmap[at + 10 : at + HEADER])
+        assert buffers == 1
+        return self.memory.mmap[at + HEADER : at + used.len]
+
+
+def scraped(metrics: Path, name: str, **labels: str) -> float:
+    """Return a metric's value."""
+    with socket.socket(socket.AF_UNIX) as scrape:
+        scrape.connect(str(metrics))
+        scrape.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        text = b"".join(iter(lambda: scrape.recv(65536), b"")).decode()
+    for line in text.splitlines():
+        if line.startswith(f"{name}{{") and all(f'{key}="{value}"' in line for key, value in labels.items()):
+            return float(line.rpartition(" ")[2])
+    raise AssertionError(text)
+
+
+def test_what_an_echo_is_sent_comes_back_and_is_counted(tmp_path: Path) -> None:
+    sock, metrics = tmp_path / "s", tmp_path / "m"
+    mac = "52:54:00:12:34:56"
+    command = ("net", "--backend", "echo", "--mac", mac)
+    with Daemon(*command, "--socket-path", sock, "--metrics-socket", metrics) as daemon:
+        started = daemon.logged("started")
+        assert (started["backend"], started["mac"], started["queues"]) == ("echo", mac, 2)
+        daemon.logged("listening")
+        with Card(sock) as card:
+            assert card.frontend.get_config(0, 6) == bytes.fromhex("525400123456")
+            for _ in range(3):
+                card.send(FRAME)
+                assert card.receive() == FRAME
+        for direction in ("rx", "tx"):
+            assert scraped(metrics, "kpoll_net_packets_total", direction=direction) == 3
+            assert scraped(metrics, "kpoll_net_bytes_total", direction=direction) == 3 * len(FRAME)
+        assert daemon.stop() == 0
+
+
+def test_a_header_that_lies_costs_its_frame_and_nothing_else(tmp_path: Path) -> None:
+    sock, metrics = tmp_path / "s", tmp_path / "m"
+    with Daemon("net", "--backend", "echo", "--socket-path", sock, "--metrics-socket", metrics) as daemon:
+        daemon.logged("listening")
+        with Card(sock) as card:
+            card.send(FRAME, struct.pack("<BBHHHHH", 1, 0, 0, 0, 60000, 2, 0))  # a checksum far beyond the frame
+            card.send(FRAME)
+            assert card.receive() == FRAME
+        assert scraped(metrics, "kpoll_net_drops_total", direction="tx", reason="header") == 1
+        assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_frames_cross_a_udp_path_one_datagram_each(tmp_path: Path, host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as peer, socket.socket(family, socket.SOCK_DGRAM) as free:
+        peer.bind((host, 0))
+        free.bind((host, 0))
+        ours, theirs = free.getsockname()[1], peer.getsockname()[1]
+        free.close()
+        name = f"[{host}]" if ":" in host else host
+        sock = tmp_path / "s"
+        with Daemon("net", "--backend", f"udp:{name}:{ours},{name}:{theirs}", "--socket-path", sock) as daemon:
+            daemon.logged("listening")
+            with Card(sock) as card:
+                card.send(FRAME)
+                assert peer.recv(ROOM) == FRAME
+                peer.sendto(FRAME[::-1], (host, ours))
+                assert card.receive() == FRAME[::-1]
+            assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ([], 2, ["--backend"]),
+        (["--backend", "hub"], 2, ["--backend hub", "tap:NAME"]),
+        (["--backend", "xdp:eth0"], 1, ["xdp"]),
+        (["--backend", "echo", "--mtu", "67"], 2, ["--mtu 67"]),
+        (["--backend", "echo", "--mac", "01:00:5e:00:00:01"], 2, ["--mac"]),
+        (["--backend", "echo", "--num-queue-pairs", "0"], 2, ["--num-queue-pairs 0"]),
+        (["--backend", "udp:192.0.2.1:9,192.0.2.2:9"], 1, ["192.0.2.1"]),
+    ],
+)
+def test_what_cannot_be_is_one_line(tmp_path: Path, options: list[str], code: int, words: list[str]) -> None:
+    line = refused("net", *options, "--socket-path", tmp_path / "s", code=code)
+    assert line.startswith("kpoll net: ")
+    for word in words:
+        assert word in line
