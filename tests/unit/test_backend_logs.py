@@ -38,6 +38,10 @@ def _events_in_sources() -> dict[str, tuple[set[str], set[str]]]:
     events: dict[str, tuple[set[str], set[str]]] = {}
     for source in [*(ROOT / "backend").glob("*.py"), *(ROOT / "vhost").glob("*.py")]:
         for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "facts" and isinstance(node.value, ast.Dict):
+                # What a kind of device adds to `started` (service.py).
+                added = {ast.literal_eval(key) for key in node.value.keys if key is not None}
+                events.setdefault("started", (set(), set()))[1].update(added)
             if not _is_log_call(node):
                 continue
             assert isinstance(node, ast.Call)
@@ -46,7 +50,11 @@ def _events_in_sources() -> dict[str, tuple[set[str], set[str]]]:
             assert isinstance(name, ast.Constant), f"{source}:{node.lineno}: an event's name is fixed"
             levels, fields = events.setdefault(str(name.value), (set(), set()))
             levels.add(node.func.attr)
-            fields.update(keyword.arg or "**" for keyword in node.keywords)
+            fields.update(
+                keyword.arg or "**"
+                for keyword in node.keywords
+                if keyword.arg or ast.unparse(keyword.value) != "opened.service.facts"
+            )
     return events
 
 
