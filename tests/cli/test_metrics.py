@@ -46,6 +46,14 @@ def scrape(path: Path) -> Samples:
     return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
 
 
+def break_queue(guest: Guest, daemon: Daemon) -> None:
+    """Let avail.idx run ahead of the queue's size; returns once that is logged."""
+    at = guest.driver.layout.avail + 2
+    guest.driver.memory.mmap[at : at + 2] = (1000).to_bytes(2, "little")
+    guest.driver.vring.kick()
+    daemon.logged("queue_fault")
+
+
 def value(samples: Samples, name: str, **labels: str) -> float:
     return samples[name, frozenset({"device": "d.img", **labels}.items())]
 
@@ -122,10 +130,7 @@ def test_a_fault_is_counted_by_its_kind(sock: Path, where: Path, image: Path) ->
     with Daemon("blk", "--socket-path", sock, "--blk-file", image, "--metrics-socket", where) as daemon:
         daemon.logged("metrics_listening")
         with Guest(sock) as guest:
-            at = guest.driver.layout.avail + 2
-            guest.driver.memory.mmap[at : at + 2] = (1000).to_bytes(2, "little")
-            guest.driver.vring.kick()
-            daemon.logged("queue_fault")
+            break_queue(guest, daemon)
             assert value(scrape(where), "kpoll_queue_faults_total", queue="0", kind="avail_idx") == 1
         assert daemon.stop() == 0
 
@@ -154,10 +159,7 @@ def test_every_metric_of_the_docs_is_there_with_its_labels_and_no_other(sock: Pa
         daemon.logged("metrics_listening")
         with Guest(sock) as guest:
             guest.request(IN, 0, length=SECTOR)
-            at = guest.driver.layout.avail + 2
-            guest.driver.memory.mmap[at : at + 2] = (1000).to_bytes(2, "little")
-            guest.driver.vring.kick()
-            daemon.logged("queue_fault")
+            break_queue(guest, daemon)
             samples = scrape(where)
         assert daemon.stop() == 0
     assert served(samples) == documented(without=ONLY_CARDS)
@@ -167,10 +169,7 @@ def test_a_card_has_all_of_them_but_what_disks_have(sock: Path, where: Path) -> 
     with Daemon("net", "--backend", "echo", "--socket-path", sock, "--metrics-socket", where) as daemon:
         daemon.logged("metrics_listening")
         with Guest(sock) as guest:
-            at = guest.driver.layout.avail + 2
-            guest.driver.memory.mmap[at : at + 2] = (1000).to_bytes(2, "little")
-            guest.driver.vring.kick()
-            daemon.logged("queue_fault")
+            break_queue(guest, daemon)
             samples = scrape(where)
         assert daemon.stop() == 0
     assert served(samples) == documented(without=ONLY_DISKS)
