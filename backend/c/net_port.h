@@ -34,7 +34,7 @@ struct net_port;
 struct net_port_ops {
 	/*
 	 * Send the frames, in order. Sets each one's error: 0; -EAGAIN, the port is full and the frame is lost; -EFAULT, its
-	 * memory is gone; -errno, why this frame can't be sent
+	 * memory is gone; -EBADMSG, it isn't what its header says; -errno, why this frame can't be sent
 	 */
 	void (*tx)(struct net_port *port, struct net_frame *frames, unsigned n);
 	/*

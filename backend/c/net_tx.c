@@ -65,6 +65,8 @@ static int send_frames(struct net_lane *lane, struct net_queue *q, unsigned n)
 			bytes += f->len;
 		} else if (f->error == -EFAULT) {
 			rc = -EFAULT;
+		} else if (f->error == -EBADMSG) {
+			net_drop(q, NET_DROP_HEADER);
 		} else {
 			net_drop(q, f->error == -EAGAIN ? NET_DROP_FULL : NET_DROP_REFUSED);
 		}
