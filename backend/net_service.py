@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from .net_options import NetConfig
+
+_ASK_AGAIN_S: Final = 1.0  # for an interface that is back, but somebody else's
 
 
 class _Cable:
@@ -45,15 +48,32 @@ class _Cable:
         tap = self._device.ports.tap
         if tap is None or self._watch is None:
             return
+        lost = False
+        failed: str | None = None  # why an interface that is back can't be had
+        state = LinkState.DOWN
         while True:
-            state = await self._watch.changed()
-            if state is not LinkState.GONE and not tap.attached:
+            # Nobody tells when another process lets go of it.
+            with trio.move_on_after(math.inf if failed is None else _ASK_AGAIN_S):
+                state = await self._watch.changed()
+            if state is LinkState.GONE:
+                lost, failed = True, None
+                self._log.error(
+                    "link",
+                    state="gone",
+                    interface=tap.name,
+                    error=f"{tap.name} was deleted or moved away; the cable is out until there is a {tap.name} again",
+                )
+            else:
                 try:
-                    tap.attach_again()
+                    if lost:  # not before: of one that is being deleted we are told that it is down
+                        tap.attach_again()
                 except KpollError as error:
-                    self._log.error("tap_not_attached", error=str(error))
+                    if failed != str(error):
+                        failed = str(error)
+                        self._log.error("tap_not_attached", error=failed)
                     continue
-            self._log.info("link", state=state.name.lower(), interface=tap.name)
+                lost, failed = False, None
+                self._log.info("link", state=state.name.lower(), interface=tap.name)
             await self._device.set_link(up=state is LinkState.UP)
 
 
