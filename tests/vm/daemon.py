@@ -1,4 +1,4 @@
-"""The daemon under test: `kpoll blk` as a user starts it, its log, its metrics, and what it costs while it waits."""
+"""The daemon under test as a user starts it: its log, its metrics, and what it costs while it waits."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from tests.threads import Cost
+    from tests.vm.network import Network
 
 START_SECONDS = 120  # a second on a quiet machine; an emulated one with busy CPUs needs its time
 STOP_SECONDS = 30
@@ -93,6 +94,36 @@ async def kpoll_blk(
         *("--metrics-socket", str(metrics_socket), "--log-format", "json", *options),
     ]
     async with serving("kpoll blk", command, socket, metrics_socket, tee=tee, ready=ready) as daemon:
+        yield daemon
+
+
+@asynccontextmanager
+async def kpoll_net(
+    folder: Path,
+    backend: str,
+    *options: str,
+    network: Network | None = None,
+    name: str = "card",
+    tee: IO[bytes] | None = None,
+) -> AsyncIterator[Daemon]:
+    """Serve a network card for the length of the block; the daemon listens when the block begins.
+
+    Args:
+        folder: where its sockets go.
+        backend: where its frames go.
+        options: further options of `kpoll net`.
+        network: the network namespace that it runs in, else ours.
+        name: what its sockets are called; each card in a folder has another one.
+        tee: also receives the log.
+
+    """
+    socket, metrics_socket = folder / f"{name}.sock", folder / f"{name}-metrics.sock"
+    command = [
+        *(kpoll_program(), "net", "--socket-path", str(socket), "--backend", backend),
+        *("--metrics-socket", str(metrics_socket), "--log-format", "json", *options),
+    ]
+    within = command if network is None else network.inside(*command)
+    async with serving("kpoll net", within, socket, metrics_socket, tee=tee) as daemon:
         yield daemon
 
 

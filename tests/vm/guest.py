@@ -96,6 +96,25 @@ def qemu_disk(
     ]
 
 
+def qemu_card(socket: Path, *, mac: str, queue_pairs: int = 1, name: str = "card", options: str = "") -> list[str]:
+    """Return QEMU's arguments for a network card served on a vhost-user socket.
+
+    Args:
+        socket: where.
+        mac: the card's address, which QEMU chooses.
+        queue_pairs: how many.
+        name: another one for each card of a guest.
+        options: further properties of virtio-net-pci, such as "packed=on,csum=off".
+
+    """
+    several = f",mq=on,vectors={2 * queue_pairs + 2}" if queue_pairs > 1 else ""
+    return [
+        *("-chardev", f"socket,id={name},path={socket}"),
+        *("-netdev", f"vhost-user,id=net-{name},chardev={name},queues={queue_pairs}"),
+        *("-device", f"virtio-net-pci,netdev=net-{name},mac={mac}{several}{options and ','}{options}"),
+    ]
+
+
 def qemu_command(devices: list[str], *, cpus: int = 1, accel: str = "tcg") -> list[str]:
     """Return a command line for an unmodified QEMU that boots the test guest on its serial console."""
     boot = qemu_boot()
@@ -129,14 +148,22 @@ async def qemu(devices: list[str], *, cpus: int = 1, accel: str = "tcg") -> Asyn
 
 
 @asynccontextmanager
-async def uml(socket: Path) -> AsyncIterator[Guest]:
-    """Boot user-mode Linux, with the disk on a vhost-user socket as /dev/vda, for the length of the block."""
+async def uml(*, disk: Path | None = None, card: Path | None = None) -> AsyncIterator[Guest]:
+    """Boot user-mode Linux for the length of the block, with what is served on vhost-user sockets.
+
+    Args:
+        disk: becomes /dev/vda.
+        card: becomes eth0.
+
+    """
     boot = uml_boot()
+    devices = [f"virtio_uml.device={disk}:2"] if disk else []  # VIRTIO_ID_BLOCK
+    devices += [f"virtio_uml.device={card}:1"] if card else []  # VIRTIO_ID_NET
     command = [
         str(boot.kernel),
         f"initrd={boot.initramfs}",
         *(f"mem={MEMORY}", "con=null", "con0=fd:0,fd:1", "quiet", "panic=-1"),
-        f"virtio_uml.device={socket}:2",  # 2: VIRTIO_ID_BLOCK
+        *devices,
     ]
     async with running("user-mode Linux", command) as child:
         yield await _booted(child)

@@ -82,7 +82,7 @@ def debian_kernel() -> tuple[Path, Path]:
 def qemu_boot() -> Boot:
     """Return what QEMU guests boot: Debian's own kernel, as it is."""
     kernel, modules = debian_kernel()
-    return Boot(kernel, _initramfs("qemu", modules, ["virtio_pci", "virtio_blk", "virtio_rng"]))
+    return Boot(kernel, _initramfs("qemu", modules, ["virtio_pci", "virtio_blk", "virtio_net", "virtio_rng"]))
 
 
 def uml_boot() -> Boot:
@@ -96,7 +96,7 @@ def uml_boot() -> Boot:
     if kernel is None:
         raise FileNotFoundError("linux.uml not found: run `.ci/setup vm`")
     modules = max(Path("/usr/lib/uml/modules").iterdir())
-    return Boot(Path(kernel), _initramfs("uml", modules, ["virtio_blk"]))
+    return Boot(Path(kernel), _initramfs("uml", modules, ["virtio_blk", "virtio_net", "ipv6"]))
 
 
 def _initramfs(name: str, modules: Path, wanted: list[str]) -> Path:

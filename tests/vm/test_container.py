@@ -100,7 +100,7 @@ async def test_a_guest_outside_uses_a_disk_that_is_served_from_inside(image: str
     namespace = 'mount --make-rprivate /; umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; exec "$@"'
     command = ["unshare", "-m", "sh", "-c", namespace, "sh", *PODMAN, *inside]
     async with serving("kpoll in a container", command, run / "disk.sock", run / "unused") as daemon:
-        async with uml(daemon.socket) as guest:
+        async with uml(disk=daemon.socket) as guest:
             wrote = await guest.run("""
                 dd if=/dev/urandom of=/tmp/random bs=1M count=16 status=none
                 dd if=/tmp/random of=/dev/vda bs=64k oflag=direct conv=fsync status=none

@@ -36,7 +36,7 @@ async def test_what_the_guest_wrote_is_on_the_host_and_reads_back(
     """Every engine and polling strategy carries the same data both ways."""
     async with (
         kpoll_blk(tmp_path, image, "--engine", engine, "--poll", poll) as daemon,
-        uml(daemon.socket) as guest,
+        uml(disk=daemon.socket) as guest,
     ):
         wrote = await guest.run("""
             dd if=/dev/urandom of=/tmp/random bs=1M count=32 status=none
@@ -51,7 +51,7 @@ async def test_what_the_guest_wrote_is_on_the_host_and_reads_back(
 @trio_test
 async def test_a_file_system_survives_the_guest_and_the_daemon(tmp_path: Path, image: Path) -> None:
     """Partition, ext4, files, trim, power off; a new daemon and a new guest find it whole."""
-    async with kpoll_blk(tmp_path, image) as daemon, uml(daemon.socket) as guest:
+    async with kpoll_blk(tmp_path, image) as daemon, uml(disk=daemon.socket) as guest:
         await guest.run("""
             echo 'label: gpt
             ,,' | sfdisk -q /dev/vda
@@ -64,12 +64,12 @@ async def test_a_file_system_survives_the_guest_and_the_daemon(tmp_path: Path, i
             cd / && umount /mnt""")
         await guest.power_off()
         assert await daemon.stop() == 0
-    async with kpoll_blk(tmp_path, image) as daemon, uml(daemon.socket) as guest:
+    async with kpoll_blk(tmp_path, image) as daemon, uml(disk=daemon.socket) as guest:
         await guest.run("e2fsck -fn /dev/vda1; mount -o ro /dev/vda1 /mnt; cd /mnt; sha256sum -c sums")
 
 
 @trio_test
 async def test_the_guest_reads_the_serial_number(tmp_path: Path, image: Path) -> None:
     """GET_ID carries what --serial says."""
-    async with kpoll_blk(tmp_path, image, "--serial", "kpoll-1") as daemon, uml(daemon.socket) as guest:
+    async with kpoll_blk(tmp_path, image, "--serial", "kpoll-1") as daemon, uml(disk=daemon.socket) as guest:
         assert await guest.run("cat /sys/block/vda/serial") == "kpoll-1"
