@@ -23,6 +23,7 @@
 static const char *const drop_names[NET_DROPS] = {
 	[NET_DROP_HEADER] = "header",     [NET_DROP_LENGTH] = "length", [NET_DROP_NO_BUFFER] = "no_buffer",
 	[NET_DROP_TOO_LONG] = "too_long", [NET_DROP_FULL] = "full",     [NET_DROP_REFUSED] = "refused",
+	[NET_DROP_FOREIGN] = "foreign",
 };
 
 const char *net_drop_name(enum net_drop reason)

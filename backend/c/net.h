@@ -26,6 +26,7 @@ enum net_drop {
 	NET_DROP_TOO_LONG,  /* rx: more than one buffer, without MRG_RXBUF */
 	NET_DROP_FULL,      /* tx: the port takes no more now */
 	NET_DROP_REFUSED,   /* tx: the port doesn't take this frame, or any; net_port.error says why */
+	NET_DROP_FOREIGN,   /* rx: of another VXLAN segment or sender */
 	NET_DROPS,
 };
 

@@ -26,7 +26,7 @@ struct net_frame {
 	struct iovec *iov;
 	unsigned iovcnt;
 	uint32_t len; /* the frame's bytes, its header apart; rx: set by the port */
-	int error;    /* tx: set by the port */
+	int error;    /* tx: set by the port. rx: 0; the port sets -EPROTO where it is none of this card's */
 };
 
 struct net_port;
@@ -63,6 +63,11 @@ int net_port_echo(struct net_port **out);
 int net_port_tap(struct net_port **out, int fd);
 /* net_port_udp() - A connected datagram socket. Return: 0; -EINVAL for another type; -ENOMEM; -errno of getsockopt(2) */
 int net_port_udp(struct net_port **out, int fd);
+/*
+ * net_port_vxlan() - A bound datagram socket; frames go to where @peer_fd is connected to, a socket asked for this alone.
+ * Return: as net_port_udp(); -EINVAL for a VNI beyond 24 bits
+ */
+int net_port_vxlan(struct net_port **out, int fd, uint32_t vni, int peer_fd);
 /* net_port_destroy() - Free the port; its descriptor is who opened it's to close */
 void net_port_destroy(struct net_port *port);
 

@@ -109,6 +109,7 @@ static unsigned make_room(struct net_lane *lane, struct net_queue *q, uint32_t a
 	f->iov = iov;
 	f->iovcnt = n;
 	f->len = 0;
+	f->error = 0;
 	return n;
 }
 
@@ -121,6 +122,8 @@ static bool deliver(struct net_queue *q, struct net_frame *f, const struct room 
 	uint64_t space = held(q, at)->chain.in_len - NET_HDR_LEN;
 	uint32_t bufs = 1, done = 0;
 
+	if (unlikely(f->error))
+		return net_drop(q, NET_DROP_FOREIGN), false;
 	if (unlikely(f->len < NET_FRAME_MIN || f->len > NET_FRAME_MAX))
 		return net_drop(q, NET_DROP_LENGTH), false;
 	if (unlikely(!net_hdr_rx(&f->hdr, f->len, q->features)))

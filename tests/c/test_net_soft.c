@@ -1,35 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * test_net_soft.c - checksums and segments in software: each frame that comes out is one that a host would accept
- *
- * What comes out is put together from its pieces and looked at by code that shares nothing with net_soft.c: lengths from the
- * front to the back, and checksums byte by byte, where a right one makes the whole sum 0xffff (RFC 1071 §1).
- */
-#include <arpa/inet.h>
+/* test_net_soft.c - checksums and segments in software: each frame that comes out is one that a host would accept */
 #include <errno.h>
-#include <string.h>
 
 #include "backend/c/net_soft.h"
-#include "check.h"
+#include "packet.h"
 
-#define F_CSUM VIRTIO_NET_HDR_F_NEEDS_CSUM
-#define GSO(name) VIRTIO_NET_HDR_GSO_##name
 #define PIECES 40
 
-enum { FIN = 0x01, PSH = 0x08, ACK = 0x10, ECE = 0x40, CWR = 0x80 };
-
-/* What a driver would send. */
-struct packet {
-	bool v6, udp;
-	unsigned tags, extensions, ip_options, tcp_options;
-	uint32_t payload, gso_size; /* 0: a checksum alone */
-	/* what came of it */
-	uint8_t bytes[NET_FRAME_MAX];
-	uint32_t len, l3, l4, headers;
-	struct virtio_net_hdr_v1 hdr;
-};
-
-static struct packet p;
 static uint8_t out[NET_FRAME_MAX];
 
 /* A deterministic sequence: a failure can be seen again. */
@@ -39,110 +16,6 @@ static uint32_t chance(uint32_t below)
 
 	state = state * 1664525u + 1013904223u;
 	return (uint32_t)((uint64_t)(state >> 4) * below >> 28);
-}
-
-static void put(uint32_t at, unsigned bytes, uint32_t value)
-{
-	for (unsigned i = 0; i < bytes; i++)
-		p.bytes[at + i] = (uint8_t)(value >> 8 * (bytes - 1 - i));
-}
-
-static uint32_t get(const uint8_t *at, unsigned bytes)
-{
-	uint32_t value = 0;
-
-	for (unsigned i = 0; i < bytes; i++)
-		value = value << 8 | at[i];
-	return value;
-}
-
-/* RFC 1071 §4.1, as slow as it is there. */
-static uint32_t slow_sum(uint32_t sum, const uint8_t *at, uint32_t len)
-{
-	for (uint32_t i = 0; i < len; i++)
-		sum += i % 2 ? at[i] : (uint32_t)at[i] << 8;
-	while (sum >> 16)
-		sum = (sum & 0xffff) + (sum >> 16);
-	return sum;
-}
-
-static uint32_t pseudo_sum(const uint8_t *ip, bool v6, uint8_t protocol, uint32_t len)
-{
-	uint32_t sum = v6 ? slow_sum(0, ip + 8, 32) : slow_sum(0, ip + 12, 8);
-
-	sum += protocol + len;
-	while (sum >> 16)
-		sum = (sum & 0xffff) + (sum >> 16);
-	return sum;
-}
-
-static void build_ip(void)
-{
-	uint32_t at = p.l3;
-
-	if (p.v6) {
-		put(at, 4, 0x60012345);
-		put(at + 7, 1, 64);
-		for (unsigned i = 0; i < 32; i++)
-			p.bytes[at + 8 + i] = (uint8_t)(0x20 + i * 11);
-		p.bytes[at + 6] = p.extensions ? IPPROTO_HOPOPTS : p.udp ? IPPROTO_UDP : IPPROTO_TCP;
-		at += 40;
-		for (unsigned i = 0; i < p.extensions; i++, at += 8) {
-			memset(p.bytes + at, 0, 8);
-			p.bytes[at] = i + 1 < p.extensions ? IPPROTO_DSTOPTS : p.udp ? IPPROTO_UDP : IPPROTO_TCP;
-		}
-	} else {
-		uint32_t len = 20 + 4 * p.ip_options;
-
-		memset(p.bytes + at, 1, len); /* options: no operation */
-		p.bytes[at] = (uint8_t)(0x40 | len / 4);
-		p.bytes[at + 1] = 0;
-		put(at + 2, 2, 0); /* of the unsegmented frame, and ignored */
-		put(at + 4, 2, 0xfffe);
-		put(at + 6, 2, 0x4000);
-		put(at + 8, 2, 0x4000 | (p.udp ? IPPROTO_UDP : IPPROTO_TCP));
-		put(at + 12, 4, 0xc0000201);
-		put(at + 16, 4, 0xcb007102);
-		at += len;
-	}
-	p.l4 = at;
-}
-
-static void build(void)
-{
-	static const uint8_t ethernet[12] = { 2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2 };
-	uint32_t at = 12, csum;
-
-	memcpy(p.bytes, ethernet, 12);
-	for (unsigned i = 0; i < p.tags; i++, at += 4)
-		put(at, 4, (i + 1 < p.tags ? 0x88a80000u : 0x81000000u) + 100 + i);
-	put(at, 2, p.v6 ? 0x86dd : 0x0800);
-	p.l3 = at + 2;
-	build_ip();
-	p.headers = p.l4 + (p.udp ? 8 : 20 + 4 * p.tcp_options);
-	memset(p.bytes + p.l4, 1, p.headers - p.l4);
-	if (!p.udp) {
-		put(p.l4 + 4, 4, 0xfffff000); /* the sequence number will wrap */
-		put(p.l4 + 12, 2, (5 + p.tcp_options) << 12 | FIN | PSH | ACK | ECE | CWR);
-	}
-	p.len = p.headers + p.payload;
-	for (uint32_t i = p.headers; i < p.len; i++)
-		p.bytes[i] = (uint8_t)(i * 7 + i / 253);
-	csum = p.l4 + (p.udp ? 6 : 16);
-	put(csum, 2, pseudo_sum(p.bytes + p.l3, p.v6, p.udp ? IPPROTO_UDP : IPPROTO_TCP, p.len - p.l4));
-	if (p.udp)
-		put(p.l4 + 4, 2, p.len - p.l4);
-	p.hdr = (struct virtio_net_hdr_v1){
-		.flags = F_CSUM,
-		.csum_start = (uint16_t)p.l4,
-		.csum_offset = (uint16_t)(csum - p.l4),
-		.gso_size = (uint16_t)p.gso_size,
-		.gso_type = (uint8_t)(!p.gso_size ? GSO(NONE) :
-				      p.udp       ? GSO(UDP_L4) :
-				      p.v6        ? GSO(TCPV6) :
-						    GSO(TCPV4)),
-		.hdr_len = 1, /* a hint, and a bad one */
-	};
 }
 
 /* Cut the bytes anywhere; each piece is an allocation of its own, so that reading beyond one is seen. */
@@ -189,34 +62,6 @@ static uint32_t next(struct net_soft *soft, unsigned iovs)
 	return len;
 }
 
-/* Is out[] what a host accepts as segment @i? */
-static void check_segment(uint32_t len, uint32_t i, bool last)
-{
-	const uint8_t *ip = out + p.l3, *l4 = out + p.l4;
-	uint32_t l4_len = len - p.l4, at = i * p.gso_size;
-
-	CHECK_EQ(memcmp(out, p.bytes, p.l3), 0);
-	if (p.v6) {
-		CHECK_EQ(get(ip + 4, 2), len - p.l3 - 40);
-		CHECK_EQ(memcmp(ip + 6, p.bytes + p.l3 + 6, p.l4 - p.l3 - 6), 0);
-	} else {
-		CHECK_EQ(get(ip + 2, 2), len - p.l3);
-		CHECK_EQ(get(ip + 4, 2), (0xfffe + i) & 0xffff);
-		CHECK_EQ(slow_sum(0, ip, p.l4 - p.l3), 0xffff);
-		CHECK_EQ(memcmp(ip + 12, p.bytes + p.l3 + 12, p.l4 - p.l3 - 12), 0);
-	}
-	if (p.udp) {
-		CHECK_EQ(get(l4 + 4, 2), l4_len);
-		CHECK(get(l4 + 6, 2) != 0);
-	} else {
-		CHECK_EQ(get(l4 + 4, 4), 0xfffff000 + at);
-		CHECK_EQ(l4[13], ACK | ECE | (i == 0 ? CWR : 0) | (last ? FIN | PSH : 0));
-		CHECK_EQ(memcmp(l4 + 20, p.bytes + p.l4 + 20, 4 * p.tcp_options), 0);
-	}
-	CHECK_EQ(slow_sum(pseudo_sum(ip, p.v6, p.udp ? IPPROTO_UDP : IPPROTO_TCP, l4_len), l4, l4_len), 0xffff);
-	CHECK_EQ(memcmp(out + p.headers, p.bytes + p.headers + at, len - p.headers), 0);
-}
-
 /* Segment the packet, cut into pieces anyhow, and check all that comes out. */
 static void expect_segments(unsigned pieces)
 {
@@ -225,7 +70,7 @@ static void expect_segments(unsigned pieces)
 	struct net_soft soft;
 	uint32_t want = p.payload <= p.gso_size ? 1 : (p.payload + p.gso_size - 1) / p.gso_size, sum = 0;
 
-	build();
+	packet_build();
 	cut(&f, iov, p.bytes, p.len, pieces);
 	f.hdr = p.hdr;
 	CHECK(net_soft_needed(&f));
@@ -238,7 +83,7 @@ static void expect_segments(unsigned pieces)
 		CHECK_EQ(soft.segments, want - 1 - i);
 		if (i + 1 < want)
 			CHECK_EQ(len, p.headers + p.gso_size);
-		check_segment(len, i, i + 1 == want);
+		packet_check_segment(out, len, i, i + 1 == want);
 		sum += len - p.headers;
 	}
 	CHECK_EQ(sum, p.payload);
@@ -295,7 +140,7 @@ static void a_checksum_alone_is_completed_wherever_it_is(void)
 		CHECK_EQ(next(&soft, f.iovcnt - 1), len);
 		CHECK_EQ(soft.segments, 0);
 		expected = ~slow_sum(0, p.bytes + start, len - start) & 0xffff;
-		CHECK_EQ(get(out + start + offset, 2), expected ? expected : 0xffff);
+		CHECK_EQ(packet_get(out + start + offset, 2), expected ? expected : 0xffff);
 		memcpy(out + start + offset, p.bytes + start + offset, 2);
 		CHECK_EQ(memcmp(out, p.bytes, len), 0);
 		free_pieces(&f);
@@ -314,7 +159,7 @@ static void a_checksum_of_zero_is_sent_as_ones(void)
 	f.hdr = (struct virtio_net_hdr_v1){ F_CSUM, .csum_start = 34, .csum_offset = 6 };
 	CHECK_EQ(net_soft_begin(&soft, &f), 0);
 	CHECK_EQ(next(&soft, 1), 60);
-	CHECK_EQ(get(out + 40, 2), 0xffff);
+	CHECK_EQ(packet_get(out + 40, 2), 0xffff);
 	free_pieces(&f);
 }
 
@@ -345,7 +190,7 @@ static void headers_that_end_too_early_are_refused(void)
 		p.tcp_options = 3;
 		p.payload = 100;
 		p.gso_size = 40;
-		build();
+		packet_build();
 		for (uint32_t len = NET_FRAME_MIN; len < p.headers; len++)
 			CHECK_EQ(begin(p.bytes, len, p.hdr), -EBADMSG);
 		CHECK_EQ(begin(p.bytes, p.headers, p.hdr), 0);
@@ -368,7 +213,7 @@ static void headers_that_contradict_each_other_are_refused(void)
 	memset(&p, 0, sizeof(p));
 	p.payload = 1000;
 	p.gso_size = 100;
-	build();
+	packet_build();
 	expect_refused(13, 0x06);       /* ARP */
 	expect_refused(p.l3, 0x65);     /* IPv6 says the version, IPv4 the Ethertype */
 	expect_refused(p.l3, 0x44);     /* 16 bytes of IPv4 */
@@ -379,7 +224,7 @@ static void headers_that_contradict_each_other_are_refused(void)
 	expect_refused(p.l4 + 12, 0x40); /* 16 bytes of TCP */
 	p.hdr.csum_offset = 14;
 	CHECK_EQ(begin(p.bytes, p.len, p.hdr), -EBADMSG);
-	build();
+	packet_build();
 	p.hdr.gso_type = GSO(TCPV6);
 	CHECK_EQ(begin(p.bytes, p.len, p.hdr), -EBADMSG);
 	p.hdr.gso_type = GSO(UDP_L4);
@@ -389,14 +234,14 @@ static void headers_that_contradict_each_other_are_refused(void)
 
 	p.v6 = true;
 	p.extensions = 2;
-	build();
+	packet_build();
 	expect_refused(p.l3, 0x45);
 	expect_refused(p.l3 + 6, IPPROTO_ROUTING);
 	expect_refused(p.l3 + 6, IPPROTO_FRAGMENT);
 	expect_refused(p.l3 + 40, IPPROTO_UDP); /* ends where there is an option */
 	expect_refused(p.l3 + 41, 255);         /* longer than all that we look at */
 	p.extensions = 9;
-	build();
+	packet_build();
 	CHECK_EQ(begin(p.bytes, p.len, p.hdr), -EBADMSG);
 }
 
@@ -406,20 +251,20 @@ static void more_than_can_be_is_refused(void)
 	p.tags = 3;
 	p.payload = 1000;
 	p.gso_size = 100;
-	build();
+	packet_build();
 	CHECK_EQ(begin(p.bytes, p.len, p.hdr), -EBADMSG);
 
 	p.tags = 0;
 	p.payload = NET_SOFT_SEGMENTS * 2 + 1;
 	p.gso_size = 2;
-	build();
+	packet_build();
 	CHECK_EQ(begin(p.bytes, p.len, p.hdr), -EBADMSG);
 	p.payload--;
 	expect_segments(PIECES);
 
 	p.payload = NET_FRAME_MAX - 54; /* 65,536 bytes of IP in one segment */
 	p.gso_size = 65535;
-	build();
+	packet_build();
 	CHECK_EQ(begin(p.bytes, p.len, p.hdr), -EBADMSG);
 	p.payload--;
 	expect_segments(PIECES);
@@ -444,7 +289,7 @@ static void random_headers_read_nothing_that_is_not_theirs(void)
 		p.tcp_options = chance(11);
 		p.payload = chance(2000);
 		p.gso_size = 20 + chance(500);
-		build();
+		packet_build();
 		for (unsigned k = chance(4); k > 0; k--)
 			p.bytes[chance(p.headers)] = (uint8_t)chance(256);
 		accepted += begin(p.bytes, chance(3) ? p.len : NET_FRAME_MIN + chance(p.len - NET_FRAME_MIN), p.hdr) ==
