@@ -247,10 +247,17 @@ def blk_config(**options: Any) -> BlkConfig:
 )
 @_socket_options
 @click.option(
-    "--backend", metavar="BACKEND", help="Where frames go: tap:NAME, tap-fd:N, udp:LOCAL,REMOTE, null or echo."
+    "--backend",
+    metavar="BACKEND",
+    help="Frames go to tap:NAME, tap-fd:N, udp:LOCAL,REMOTE, vxlan:vni=N,local=IP,remote=IP[,port=N], null or echo.",
 )
 @click.option("--mac", metavar="MAC", help="The guest's address. [default: a random, locally administered one]")
-@click.option("--mtu", type=int, metavar="N", help="What the guest is told that frames may hold, in bytes.")
+@click.option(
+    "--mtu",
+    type=int,
+    metavar="N",
+    help="What the guest is told that frames may hold, in bytes. [default: nothing; of a vxlan what its path allows]",
+)
 @click.option(
     "--num-queue-pairs", type=int, default=1, show_default=True, metavar="N", help="Virtqueue pairs, a worker each."
 )

@@ -78,6 +78,15 @@ OFFLOADS: Final = (
     | NetFeature.VIRTIO_NET_F_HOST_USO
 )
 
+# What net_soft.c does for the guest, where frames leave as they are.
+SOFT_OFFLOADS: Final = (
+    NetFeature.VIRTIO_NET_F_CSUM
+    | NetFeature.VIRTIO_NET_F_HOST_TSO4
+    | NetFeature.VIRTIO_NET_F_HOST_TSO6
+    | NetFeature.VIRTIO_NET_F_HOST_ECN
+    | NetFeature.VIRTIO_NET_F_HOST_USO
+)
+
 # virtio 1.2 §5.1.3.1, feature bit requirements: each of `bits` requires one of `one_of`. In this order one pass is
 # enough: ECN requires TSO, which requires checksums.
 _REQUIREMENTS: Final = (

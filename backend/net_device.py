@@ -32,6 +32,7 @@ class NetDevice(WorkerDevice):
     Attributes:
         ports: What is behind it.
         link_up: Whether the guest is told that its cable is in.
+        mtu: What the guest is told, in bytes; None: nothing.
 
     """
 
@@ -47,8 +48,9 @@ class NetDevice(WorkerDevice):
         self.num_queues = len(queues)
         self.queue_size_max = int(lib.VIRTQ_SIZE_MAX)
         self.link_up = True
+        self.mtu = ports.mtu if config.mtu is None else config.mtu
         self._config = config
-        self._features = device_features(offloads=ports.offloads, mtu=config.mtu, pairs=config.num_queue_pairs)
+        self._features = device_features(offloads=ports.offloads, mtu=self.mtu, pairs=config.num_queue_pairs)
 
     def features(self) -> int:
         """Give the feature bits on offer."""
@@ -61,9 +63,7 @@ class NetDevice(WorkerDevice):
     def get_config(self, offset: int, size: int) -> bytes:
         """Read struct virtio_net_config."""
         status = NetStatus.VIRTIO_NET_S_LINK_UP if self.link_up else NetStatus(0)
-        space = config_space(
-            mac=self._config.mac, status=status, pairs=self._config.num_queue_pairs, mtu=self._config.mtu
-        )
+        space = config_space(mac=self._config.mac, status=status, pairs=self._config.num_queue_pairs, mtu=self.mtu)
         return space[offset : offset + size]
 
     def set_features(self, features: int) -> None:

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from .poll import PollConfig
 
 PAIRS_MAX: Final = QUEUES_MAX // 2  # a pair is a receiveq and a transmitq
+VNI_MAX: Final = (1 << 24) - 1  # RFC 7348 §5
+VXLAN_PORT: Final = 4789  # RFC 7348 §8.1
 IFNAME_MAX: Final = 15  # IFNAMSIZ has room for the NUL
 
-_BACKENDS: Final = "tap:NAME, tap-fd:N, udp:LOCAL,REMOTE, null or echo"
+_BACKENDS: Final = "tap:NAME, tap-fd:N, udp:LOCAL,REMOTE, vxlan:vni=N,local=IP,remote=IP, null or echo"
 _MAC_GROUP: Final = 0x01  # of the first byte: a multicast or broadcast address
 _MAC_LOCAL: Final = 0x02  # of the first byte: no manufacturer's, locally administered
 
@@ -77,6 +79,20 @@ class UdpBackend:
 
 
 @dataclass(frozen=True)
+class VxlanBackend:
+    """A VXLAN segment between two tunnel end points (RFC 7348), both at the same port."""
+
+    vni: int
+    local: Endpoint
+    remote: Endpoint
+
+    def __str__(self) -> str:
+        """Give it as --backend has it, the port only where it isn't VXLAN's own."""
+        port = "" if self.remote.port == VXLAN_PORT else f",port={self.remote.port}"
+        return f"vxlan:vni={self.vni},local={self.local.ip},remote={self.remote.ip}{port}"
+
+
+@dataclass(frozen=True)
 class NullBackend:
     """A sink that copies every frame into a buffer of its own, and a source; for the bench."""
 
@@ -94,7 +110,7 @@ class EchoBackend:
         return "echo"
 
 
-type_backend = TapBackend | TapFdBackend | UdpBackend | NullBackend | EchoBackend
+type_backend = TapBackend | TapFdBackend | UdpBackend | VxlanBackend | NullBackend | EchoBackend
 
 
 def _parse_tap_name(name: str) -> TapBackend:
@@ -138,15 +154,59 @@ def _parse_udp(text: str) -> UdpBackend:
     if len(ends) != 2:
         raise UsageError(f"{option}: give both ends, LOCAL,REMOTE, such as udp:192.0.2.1:4000,192.0.2.2:4000")
     local, remote = (_parse_endpoint(end.strip(), option) for end in ends)
+    _check_path(local, remote, option, "REMOTE")
+    return UdpBackend(local, remote)
+
+
+def _check_path(local: Endpoint, remote: Endpoint, option: str, name: str) -> None:
+    """Check that there can be a path between two ends, of which the peer's is called `name`. Raises UsageError."""
     if local.ip.version != remote.ip.version:
         raise UsageError(f"{option}: one end is IPv4 and the other IPv6; give two of a kind")
     if local.ip.is_multicast or remote.ip.is_multicast or remote.ip == ipaddress.IPv4Address("255.255.255.255"):
         raise UsageError(f"{option}: frames go to one peer; give unicast addresses")
     if remote.ip.is_unspecified:
-        raise UsageError(f"{option}: {remote.ip} is nobody's address; give the peer's as REMOTE")
+        raise UsageError(f"{option}: {remote.ip} is nobody's address; give the peer's as {name}")
     if local == remote:
-        raise UsageError(f"{option}: both ends are the same; give the peer's as REMOTE (or use --backend echo)")
-    return UdpBackend(local, remote)
+        raise UsageError(f"{option}: both ends are the same; give the peer's as {name} (or use --backend echo)")
+
+
+def _parse_number(text: str, largest: int, option: str, key: str) -> int:
+    if re.fullmatch(r"[0-9]{1,9}", text) is None or int(text) > largest:
+        raise UsageError(f"{option}: {key} is a number up to {largest}, not {text!r}")
+    return int(text)
+
+
+def _parse_ip(text: str, option: str) -> type_ip:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        raise UsageError(f"{option} is no IP address; names are not looked up") from None
+
+
+def _parse_vxlan(text: str) -> VxlanBackend:
+    """Parse the vni=N,local=IP,remote=IP[,port=N] of vxlan:…, in any order. Raises UsageError."""
+    option = f"--backend vxlan:{text}"
+    example = "such as vxlan:vni=42,local=192.0.2.1,remote=192.0.2.2"
+    given: dict[str, str] = {}
+    for word in text.split(","):
+        key, _, value = (part.strip() for part in word.partition("="))
+        if key not in ("vni", "local", "remote", "port"):
+            raise UsageError(f"{option}: give vni=N,local=IP,remote=IP[,port=N], not {word!r}")
+        if key in given:
+            raise UsageError(f"{option}: {key} is there twice; give it once")
+        given[key] = value
+    missing = [key for key in ("vni", "local", "remote") if not given.get(key)]
+    if missing:
+        raise UsageError(f"{option}: {missing[0]} is missing; give vni, local and remote, {example}")
+    vni = _parse_number(given["vni"], VNI_MAX, option, "vni")
+    port = _parse_number(given.get("port", str(VXLAN_PORT)), 65535, option, "port")
+    if port == 0:
+        raise UsageError(f"{option}: port 0 is nobody's; leave it out for {VXLAN_PORT}, VXLAN's own")
+    local, remote = (
+        Endpoint(_parse_ip(given[key], f"{option}: {key}={given[key]}"), port) for key in ("local", "remote")
+    )
+    _check_path(local, remote, option, "remote")
+    return VxlanBackend(vni, local, remote)
 
 
 def parse_backend(text: str) -> type_backend:
@@ -167,7 +227,7 @@ def parse_backend(text: str) -> type_backend:
         case "echo" if text == kind:
             return EchoBackend()
         case "vxlan":
-            raise KpollError(f"--backend {text}: this release can't do VXLAN yet; use --backend udp:LOCAL,REMOTE")
+            return _parse_vxlan(rest)
         case "xdp":
             raise KpollError(f"--backend {text}: this release can't use AF_XDP yet; use --backend tap:NAME")
         case _:

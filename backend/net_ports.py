@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 from kpoll.vhost._core import ffi, lib
 
 from .errors import KpollError, UsageError
-from .net_config import NO_OFFLOADS, NetFeature
-from .net_options import EchoBackend, NullBackend, UdpBackend
+from .net_config import NO_OFFLOADS, SOFT_OFFLOADS, NetFeature
+from .net_options import EchoBackend, NullBackend, UdpBackend, VxlanBackend
 from .net_tap import Tap, open_tap
 from .net_udp import open_udp
+from .net_vxlan import open_vxlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,12 +32,14 @@ class Ports:
         handles: A `struct net_port *` for each queue pair.
         offloads: What the back-end can do for the guest.
         tap: The tap behind them, if it is one.
+        mtu: What the guest's should be, if the back-end knows.
 
     """
 
     handles: tuple[Any, ...]
     offloads: NetFeature = NO_OFFLOADS
     tap: Tap | None = None
+    mtu: int | None = None
 
 
 def _made(error: int, out: Any, config: NetConfig, stack: ExitStack) -> Any:
@@ -51,7 +54,8 @@ def open_ports(config: NetConfig) -> Iterator[Ports]:
     """Open the back-end of `config`; close it on leaving, when no worker runs any more. Raises KpollError."""
     pairs = config.num_queue_pairs
     with ExitStack() as stack:
-        tap = None
+        tap = mtu = None
+        offloads = NO_OFFLOADS
         handles = []
         match config.backend:
             case NullBackend() | EchoBackend() as backend:
@@ -60,15 +64,23 @@ def open_ports(config: NetConfig) -> Iterator[Ports]:
                     null = isinstance(backend, NullBackend)
                     error = lib.net_port_null(out, _SOURCE) if null else lib.net_port_echo(out)
                     handles.append(_made(error, out, config, stack))
-            case UdpBackend() as backend:
+            case UdpBackend() | VxlanBackend() as backend:
                 if pairs > 1:
                     raise UsageError(f"--num-queue-pairs {pairs}: --backend {backend} is one path; use 1")
-                sock = stack.enter_context(open_udp(backend))
                 out = ffi.new("struct net_port **")
-                handles.append(_made(lib.net_port_udp(out, sock.fileno()), out, config, stack))
+                if isinstance(backend, UdpBackend):
+                    sock = stack.enter_context(open_udp(backend))
+                    error = lib.net_port_udp(out, sock.fileno())
+                else:
+                    tunnel = stack.enter_context(open_vxlan(backend))
+                    error = lib.net_port_vxlan(out, tunnel.sock.fileno(), backend.vni, tunnel.probe.fileno())
+                    mtu = tunnel.mtu
+                handles.append(_made(error, out, config, stack))
+                offloads = SOFT_OFFLOADS
             case backend:
                 tap = stack.enter_context(open_tap(backend, pairs=pairs, mac=config.mac))
+                offloads = tap.offloads
                 for fd in tap.fds:
                     out = ffi.new("struct net_port **")
                     handles.append(_made(lib.net_port_tap(out, fd), out, config, stack))
-        yield Ports(tuple(handles), NO_OFFLOADS if tap is None else tap.offloads, tap)
+        yield Ports(tuple(handles), offloads, tap, mtu)

@@ -94,6 +94,7 @@ def open_net(config: NetConfig, log: FilteringBoundLogger) -> Iterator[Service]:
             facts={
                 "backend": str(config.backend),
                 "mac": mac_text(config.mac),
+                "mtu": device.mtu,
                 "queues": device.num_queues,
                 "workers": len(device.workers),
             },

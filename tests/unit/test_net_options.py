@@ -17,6 +17,7 @@ from kpoll.backend.net_options import (
     TapBackend,
     TapFdBackend,
     UdpBackend,
+    VxlanBackend,
     mac_text,
     parse_backend,
     parse_mac,
@@ -55,6 +56,14 @@ def config(**options: Any) -> NetConfig:
         (
             "udp:[fe80::1%eth0]:4000,[fe80::2%eth0]:4000",
             UdpBackend(Endpoint(IPv6Address("fe80::1%eth0"), 4000), Endpoint(IPv6Address("fe80::2%eth0"), 4000)),
+        ),
+        (
+            "vxlan:vni=16777215,local=192.0.2.1,remote=192.0.2.2",
+            VxlanBackend(16777215, Endpoint(IPv4Address("192.0.2.1"), 4789), Endpoint(IPv4Address("192.0.2.2"), 4789)),
+        ),
+        (
+            "vxlan:vni=0,local=2001:db8::1,remote=2001:db8::2,port=8472",
+            VxlanBackend(0, Endpoint(IPv6Address("2001:db8::1"), 8472), Endpoint(IPv6Address("2001:db8::2"), 8472)),
         ),
         ("null", NullBackend()),
         ("echo", EchoBackend()),
@@ -102,6 +111,23 @@ def test_a_backend_is_what_it_says_and_says_what_it_is(text: str, backend: objec
         ("udp:[2001:db8::1]:4000,[ff02::1]:4000", "unicast"),
         ("udp:192.0.2.1:4000,0.0.0.0:4000", "nobody's address"),
         ("udp:192.0.2.1:4000,192.0.2.1:4000", "both ends are the same"),
+        ("vxlan", "give vni=N,local=IP,remote=IP"),
+        ("vxlan:id=1,local=192.0.2.1,remote=192.0.2.2", "not 'id=1'"),
+        ("vxlan:local=192.0.2.1,remote=192.0.2.2", "vni is missing"),
+        ("vxlan:vni=,local=192.0.2.1,remote=192.0.2.2", "vni is missing"),
+        ("vxlan:vni=1,remote=192.0.2.2", "local is missing"),
+        ("vxlan:vni=1,local=192.0.2.1", "remote is missing"),
+        ("vxlan:vni=1,vni=2,local=192.0.2.1,remote=192.0.2.2", "vni is there twice"),
+        ("vxlan:vni=16777216,local=192.0.2.1,remote=192.0.2.2", "vni is a number up to 16777215"),
+        ("vxlan:vni=-1,local=192.0.2.1,remote=192.0.2.2", "vni is a number up to 16777215"),
+        ("vxlan:vni=1,local=192.0.2.1,remote=192.0.2.2,port=65536", "port is a number up to 65535"),
+        ("vxlan:vni=1,local=192.0.2.1,remote=192.0.2.2,port=0", "port 0 is nobody's"),
+        ("vxlan:vni=1,local=host.example,remote=192.0.2.2", "local=host.example is no IP address"),
+        ("vxlan:vni=1,local=192.0.2.1,remote=2001:db8::2", "two of a kind"),
+        ("vxlan:vni=1,local=192.0.2.1,remote=239.1.1.1", "unicast"),
+        ("vxlan:vni=1,local=2001:db8::1,remote=ff05::1", "unicast"),
+        ("vxlan:vni=1,local=192.0.2.1,remote=0.0.0.0", "give the peer's as remote"),
+        ("vxlan:vni=1,local=192.0.2.1,remote=192.0.2.1", "both ends are the same"),
     ],
 )
 def test_any_other_backend_is_a_usage_error(text: str, says: str) -> None:
@@ -111,7 +137,12 @@ def test_any_other_backend_is_a_usage_error(text: str, says: str) -> None:
     assert says in str(refused.value)
 
 
-@pytest.mark.parametrize("text", ["vxlan:vni=1,local=192.0.2.1,remote=192.0.2.2", "xdp:eth0,queue=1"])
+def test_the_words_of_a_vxlan_come_in_any_order() -> None:
+    text = "vxlan:remote=192.0.2.2,port=4789,vni=7,local=192.0.2.1"
+    assert str(parse_backend(text)) == "vxlan:vni=7,local=192.0.2.1,remote=192.0.2.2"
+
+
+@pytest.mark.parametrize("text", ["xdp:eth0,queue=1"])
 def test_a_backend_that_is_not_in_this_release_names_the_alternative(text: str) -> None:
     with pytest.raises(KpollError, match=r"this release can't .*; use --backend") as refused:
         parse_backend(text)
