@@ -249,7 +249,7 @@ def blk_config(**options: Any) -> BlkConfig:
 @click.option(
     "--backend",
     metavar="BACKEND",
-    help="Frames go to tap:NAME, tap-fd:N, udp:LOCAL,REMOTE, vxlan:vni=N,local=IP,remote=IP[,port=N], null or echo.",
+    help="tap:NAME, tap-fd:N, udp:LOCAL,REMOTE, vxlan:vni=N,local=IP,remote=IP[,port=N], null[:SIZE] or echo.",
 )
 @click.option("--mac", metavar="MAC", help="The guest's address. [default: a random, locally administered one]")
 @click.option(

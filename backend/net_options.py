@@ -13,6 +13,8 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from kpoll.vhost._core import lib
+
 from .config import QUEUES_MAX, LogConfig, MetricsConfig, SocketConfig
 from .errors import KpollError, UsageError
 from .net_config import MTU_MAX, MTU_MIN
@@ -25,7 +27,8 @@ VNI_MAX: Final = (1 << 24) - 1  # RFC 7348 §5
 VXLAN_PORT: Final = 4789  # RFC 7348 §8.1
 IFNAME_MAX: Final = 15  # IFNAMSIZ has room for the NUL
 
-_BACKENDS: Final = "tap:NAME, tap-fd:N, udp:LOCAL,REMOTE, vxlan:vni=N,local=IP,remote=IP, null or echo"
+_BACKENDS: Final = "tap:NAME, tap-fd:N, udp:LOCAL,REMOTE, vxlan:vni=N,local=IP,remote=IP, null[:SIZE] or echo"
+NULL_SIZE: Final = 60  # bytes of a frame from null: the smallest of Ethernet, its check sequence apart
 _MAC_GROUP: Final = 0x01  # of the first byte: a multicast or broadcast address
 _MAC_LOCAL: Final = 0x02  # of the first byte: no manufacturer's, locally administered
 
@@ -94,11 +97,18 @@ class VxlanBackend:
 
 @dataclass(frozen=True)
 class NullBackend:
-    """A sink that copies every frame into a buffer of its own, and a source; for the bench."""
+    """A sink that copies every frame into a buffer of its own, and a source that fills all buffers; for the bench.
+
+    Attributes:
+        size: Bytes of the frames that it gives; 0: it gives none.
+
+    """
+
+    size: int = NULL_SIZE
 
     def __str__(self) -> str:
         """Give it as --backend has it."""
-        return "null"
+        return "null" if self.size == NULL_SIZE else f"null:{self.size}"
 
 
 @dataclass(frozen=True)
@@ -125,6 +135,14 @@ def _parse_tap_name(name: str) -> TapBackend:
     if name in (".", "..") or not name.isprintable() or re.search(r"[\s/:%]", name):
         raise UsageError(f"--backend tap:{name}: is no interface's name; use letters and digits, such as tap:vm1")
     return TapBackend(name)
+
+
+def _parse_null(text: str) -> NullBackend:
+    size = text.partition(":")[2]
+    low, high = int(lib.NET_FRAME_MIN), int(lib.NET_FRAME_MAX)
+    if re.fullmatch(r"[0-9]{1,5}", size) is None or not (int(size) == 0 or low <= int(size) <= high):
+        raise UsageError(f"--backend {text}: give the bytes of a frame to receive, {low} to {high}, or 0 for none")
+    return NullBackend(int(size))
 
 
 def _parse_tap_fd(text: str) -> TapFdBackend:
@@ -222,8 +240,8 @@ def parse_backend(text: str) -> type_backend:
             return _parse_tap_fd(rest)
         case "udp":
             return _parse_udp(rest)
-        case "null" if text == kind:
-            return NullBackend()
+        case "null":
+            return NullBackend() if text == kind else _parse_null(text)
         case "echo" if text == kind:
             return EchoBackend()
         case "vxlan":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from kpoll.vhost._core import ffi, lib
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .net_options import NetConfig
-
-_SOURCE: Final = 0  # bytes of the frames that `null` receives; 0: none
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,10 @@ def open_ports(config: NetConfig) -> Iterator[Ports]:
             case NullBackend() | EchoBackend() as backend:
                 for _ in range(pairs):
                     out = ffi.new("struct net_port **")
-                    null = isinstance(backend, NullBackend)
-                    error = lib.net_port_null(out, _SOURCE) if null else lib.net_port_echo(out)
+                    if isinstance(backend, NullBackend):
+                        error = lib.net_port_null(out, backend.size)
+                    else:
+                        error = lib.net_port_echo(out)
                     handles.append(_made(error, out, config, stack))
             case UdpBackend() | VxlanBackend() as backend:
                 if pairs > 1:

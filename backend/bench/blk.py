@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
-import socket
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-import trio
-
 from kpoll.backend.bench.report import Latency, Report
+from kpoll.backend.bench.watch import peer_pid, process_cpu_ns, watched
 from kpoll.backend.blk_config import BlkFeature
 from kpoll.backend.config import SECTOR
 from kpoll.backend.errors import KpollError, UsageError, os_reason
@@ -28,7 +24,9 @@ from kpoll.vhost.features import VirtioFeature
 from kpoll.vhost.frontend import Frontend, FrontendError
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
+    from pathlib import Path
 
     from kpoll.vhost.frontend import Memory
 
@@ -265,21 +263,6 @@ def _check(rc: int, what: str) -> None:
         raise KpollError(f"{what}: {os.strerror(-rc)}")
 
 
-def process_cpu_ns(pid: int) -> int | None:
-    """Read the CPU time of all threads of a process, in nanoseconds; None where this host doesn't tell."""
-    try:
-        texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
-    except OSError:
-        return None
-    return sum(int(text.split()[0]) for text in texts) if texts else None
-
-
-def _peer_pid(sock: socket.socket) -> int:
-    """Tell who listens at the other end (0: a process outside of our PID namespace)."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", credentials)[0])
-
-
 def _phases(bench: _Bench, load: BlkLoad, pid: int) -> Report:
     """Run all phases, in the calling thread."""
     if load.cpu is not None:
@@ -315,49 +298,6 @@ def _phases(bench: _Bench, load: BlkLoad, pid: int) -> Report:
     )
 
 
-async def _watched(frontend: Frontend, bench: _Bench, load: BlkLoad) -> Report:
-    """Run the phases in a thread, and stop them when the back-end leaves or gives a queue up, or on Ctrl-C."""
-    lost: list[str] = []
-    interrupted: list[int] = []
-    outcome: list[Report | KpollError] = []
-
-    async def watch_signal(*, task_status: trio.TaskStatus[None]) -> None:
-        """Trio's own KeyboardInterrupt would wait for the thread's end, since a thread can't be cancelled."""
-        with trio.open_signal_receiver(signal.SIGINT) as signals:
-            task_status.started()
-            async for number in signals:
-                interrupted.append(number)
-                bench.stop()
-
-    async def watch(fd: int, what: str) -> None:
-        try:
-            await trio.lowlevel.wait_readable(fd)
-            lost.append(what)
-        finally:
-            bench.stop()
-
-    def run() -> Report | KpollError:
-        try:
-            return _phases(bench, load, _peer_pid(frontend.sock))
-        except KpollError as e:
-            return e
-
-    async with trio.open_nursery() as nursery:
-        await nursery.start(watch_signal)
-        nursery.start_soon(watch, frontend.sock.fileno(), "the back-end hung up in the middle of the run")
-        for index, fd in enumerate(bench.err_fds):
-            nursery.start_soon(watch, fd, f"the back-end gave queue {index} up: it reported an error on the vring")
-        outcome.append(await trio.to_thread.run_sync(run))
-        nursery.cancel_scope.cancel()
-    if interrupted:
-        raise KeyboardInterrupt
-    if lost:
-        raise KpollError(lost[0])
-    if isinstance(outcome[0], KpollError):
-        raise outcome[0]
-    return outcome[0]
-
-
 def _silent(_message: str) -> None:
     """Tell nobody."""
 
@@ -387,11 +327,7 @@ def run_blk(where: str | Path | socket.socket, load: BlkLoad, progress: Callable
                 if load.verify:
                     filled = bench.blocks * load.block_size / (1 << 20)
                     progress(f"filling {filled:,.1f} MiB of the disk's {disk.size / (1 << 20):,.1f} MiB with a pattern")
-                return trio.run(_watched, frontend, bench, load)
-            except BaseExceptionGroup as e:
-                if e.subgroup(KeyboardInterrupt):  # from inside the nursery
-                    raise KeyboardInterrupt from e
-                raise
+                return watched(frontend, bench, lambda: _phases(bench, load, peer_pid(frontend.sock)))
             finally:
                 bench.close()
     except FrontendError as e:

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from kpoll.backend.bench.blk import BlkLoad, run_blk, type_rw, type_wait
+from kpoll.backend.bench.net import NetLoad, run_net, type_mode
 from kpoll.backend.bench.wait import WaitLoad, run_wait, type_strategy
 from kpoll.backend.config import parse_size
 from kpoll.backend.errors import KpollError, UsageError, os_reason
@@ -159,6 +160,83 @@ def _show(report: Report, load: BlkLoad, *, as_json: bool) -> None:
     queues = "1 queue" if load.queues == 1 else f"{load.queues} queues"
     title = f"{load.rw}, {load.block_size} bytes, {queues} ({ring}), iodepth {load.iodepth}, {load.wait}"
     Console().print(report.as_table(title))
+
+
+@bench.command(cls=_Named)
+@click.option("--socket-path", required=True, metavar="S", help="Socket of a vhost-user-net back-end.")
+@click.option(
+    "--mode",
+    type=click.Choice(get_args(type_mode)),
+    default="echo",
+    show_default=True,
+    help="Send; receive; or send and wait for the same frames to come back.",
+)
+@click.option("--size", type=int, default=NetLoad.size, show_default=True, metavar="BYTES", help="Size of a frame.")
+@click.option(
+    "--depth", type=int, default=NetLoad.depth, show_default=True, metavar="N", help="echo: frames under way per pair."
+)
+@click.option(
+    "--batch", type=int, default=NetLoad.batch, show_default=True, metavar="N", help="Most frames published at once."
+)
+@click.option("--pairs", type=int, default=NetLoad.pairs, show_default=True, metavar="N", help="Queue pairs.")
+@click.option(
+    "--queue-size", type=int, default=NetLoad.queue_size, show_default=True, metavar="N", help="Entries of a queue."
+)
+@click.option(
+    "--runtime",
+    "--duration",
+    "runtime",
+    type=float,
+    metavar="SECONDS",
+    help=f"How long to measure.  [default: {NetLoad.runtime}]",
+)
+@click.option(
+    "--warmup",
+    type=float,
+    metavar="SECONDS",
+    help=f"The same load before that, not counted.  [default: {NetLoad.warmup}, 0 with --frames]",
+)
+@click.option("--frames", type=int, metavar="N", help="Measure this many frames instead (or at most).")
+@click.option(
+    "--idle",
+    type=float,
+    default=NetLoad.idle,
+    show_default=True,
+    metavar="SECONDS",
+    help="Then see for so long what CPU the back-end takes when there is nothing to do.",
+)
+@click.option("--packed", is_flag=True, help="Use packed virtqueues.")
+@click.option("--event-idx/--no-event-idx", default=True, show_default=True, help="Negotiate EVENT_IDX if offered.")
+@click.option("--mrg-rxbuf/--no-mrg-rxbuf", default=True, show_default=True, help="Negotiate MRG_RXBUF if offered.")
+@click.option("--verify", is_flag=True, help="Give each frame bytes of its own, and compare all that come back.")
+@click.option("--cpu", type=int, metavar="N", help="Pin the thread that makes the load to this CPU.")
+@click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), default=1, show_default=True, help="Of these bytes.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def net(
+    *, socket_path: str, runtime: float | None, warmup: float | None, frames: int | None, as_json: bool, **more: Any
+) -> None:
+    """Measure a network card: packets per second, bits per second, loss, round trips, the back-end's CPU."""
+    if not socket_path:
+        raise UsageError("--socket-path: give the path of a vhost-user-net back-end's socket")
+    load = NetLoad(
+        runtime=NetLoad.runtime if runtime is None and frames is None else runtime,
+        warmup=(0.0 if frames else NetLoad.warmup) if warmup is None else warmup,
+        frames=frames,
+        **more,
+    )
+    report = run_net(socket_path, load)
+    if as_json:
+        asked = ("mode", "size", "depth", "batch", "pairs", "queue_size", "packed", "mrg_rxbuf")
+        click.echo(report.as_json(**{name: getattr(load, name) for name in asked}))
+    else:
+        ring = "packed" if load.packed else "split"
+        depth = f", {load.depth} under way" if load.mode == "echo" else ""
+        pairs = "1 queue pair" if load.pairs == 1 else f"{load.pairs} queue pairs"
+        Console().print(
+            report.as_table(f"{load.mode}, {load.size} bytes{depth}, {pairs} ({ring} of {load.queue_size})")
+        )
+    if report.complaint:
+        raise KpollError(report.complaint)
 
 
 @bench.command(cls=_Named)

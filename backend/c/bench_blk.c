@@ -24,7 +24,6 @@
 #define BATCH 16
 #define PAGE 4096u
 #define SECTOR 512u
-#define SUB_BITS 7          /* 128 buckets per power of two */
 #define SPINS_PER_LOOK 1024 /* fruitless turns between looks at the clock */
 #define SLEEP_MS 100        /* longest sleep between looks at the clock */
 
@@ -65,28 +64,6 @@ struct bench {
 	int rw;
 	uint64_t random, cursor, left, deadline_ns, think_ns, in_flight;
 };
-
-uint32_t bench_bucket_of(uint64_t ns)
-{
-	uint32_t shift;
-
-	if (ns < 1u << SUB_BITS)
-		return (uint32_t)ns;
-	shift = 63 - (uint32_t)__builtin_clzll(ns) - SUB_BITS;
-	if (shift > 39 - SUB_BITS)
-		return BENCH_BUCKETS - 1;
-	return (shift << SUB_BITS) + (uint32_t)(ns >> shift);
-}
-
-double bench_bucket_ns(uint32_t bucket)
-{
-	uint32_t shift;
-
-	if (bucket < 1u << SUB_BITS)
-		return bucket;
-	shift = (bucket >> SUB_BITS) - 1;
-	return ((double)(bucket - (shift << SUB_BITS)) + 0.5) * (double)(1ull << shift);
-}
 
 static uint64_t requests_of(const struct bench_config *cfg)
 {

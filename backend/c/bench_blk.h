@@ -13,14 +13,9 @@
 #include <stdint.h>
 
 #include "../../vhost/c/driver.h"
+#include "bench_buckets.h"
 
 #define BENCH_QUEUES_MAX 256
-
-/*
- * Latency histogram, log-linear: values below 128 ns have a bucket each, every further power of two has 128, so a
- * bucket is never wider than 1/128 of what it counts. The last one takes all from 2^40 ns (18 minutes) on.
- */
-#define BENCH_BUCKETS 4353
 
 enum bench_rw { BENCH_READ, BENCH_WRITE, BENCH_RANDREAD, BENCH_RANDWRITE, BENCH_RANDRW };
 
@@ -88,9 +83,5 @@ int bench_run(struct bench *b, const struct bench_load *load, struct bench_resul
 
 /* bench_stop() - Make bench_run() return at once. From any thread. */
 void bench_stop(struct bench *b);
-
-/* bench_bucket_of(), bench_bucket_ns() - A value's bucket; a bucket's middle, in nanoseconds */
-uint32_t bench_bucket_of(uint64_t ns);
-double bench_bucket_ns(uint32_t bucket);
 
 #endif

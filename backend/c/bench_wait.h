@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 #include "../../kernel/c/wait.h"
-#include "bench_blk.h"
+#include "bench_buckets.h"
 
 /* Beside enum wait_strategy: spin whatever happens, as polling daemons do. The bad example; no worker can wait so. */
 #define BENCH_WAIT_BLIND (-1)

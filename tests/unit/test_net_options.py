@@ -66,6 +66,8 @@ def config(**options: Any) -> NetConfig:
             VxlanBackend(0, Endpoint(IPv6Address("2001:db8::1"), 8472), Endpoint(IPv6Address("2001:db8::2"), 8472)),
         ),
         ("null", NullBackend()),
+        ("null:0", NullBackend(0)),
+        ("null:1500", NullBackend(1500)),
         ("echo", EchoBackend()),
     ],
 )
@@ -80,7 +82,10 @@ def test_a_backend_is_what_it_says_and_says_what_it_is(text: str, backend: objec
     [
         ("", "give tap:NAME, tap-fd:N"),
         ("bridge:br0", "give tap:NAME, tap-fd:N"),
-        ("null:1", "give tap:NAME, tap-fd:N"),
+        ("null:", "14 to 65550"),
+        ("null:13", "14 to 65550"),
+        ("null:65551", "14 to 65550"),
+        ("null:-1", "14 to 65550"),
         ("echo:", "give tap:NAME, tap-fd:N"),
         ("tap", "names no interface"),
         ("tap:", "names no interface"),
