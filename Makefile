@@ -42,7 +42,7 @@ $(TOOLS): pyproject.toml $(BUILT)
 	@$(BIN)/pip install --quiet --requirement $@.txt
 	@touch $@
 
-demo: build ## Show kpoll at work: a guest makes, fills, trims and keeps a disk (ACCEL=kvm to use KVM)
+demo: build ## Show kpoll at work: a guest fills, trims and keeps a disk, and talks over a card (ACCEL=kvm to use KVM)
 	@.ci/setup vm
 	@$(BIN)/python -m tests.vm.demo --accel $(ACCEL)
 

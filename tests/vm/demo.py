@@ -1,8 +1,8 @@
 """`make demo`: an unmodified QEMU makes, fills, trims and keeps a disk that kpoll serves, before your eyes.
 
-Its last act takes place in the test VM, whose kernel polls for kpoll (tests/kernel/demo_kernel.py), if that kernel has
-been built. Everything that it starts and writes is gone at its end, also after Ctrl-C, except kpoll's log. It exits 0
-only if every check held.
+Then it talks to the host over a network card that kpoll serves (demo_net.py). The last act takes place in the test VM,
+whose kernel polls for kpoll (tests/kernel/demo_kernel.py), if that kernel has been built. Everything that it starts and
+writes is gone at its end, also after Ctrl-C, except kpoll's log. It exits 0 only if every check held.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.kernel import demo_kernel
+from tests.vm import demo_net
 from tests.vm.daemon import Daemon, Metrics, kpoll_blk, parsed
 from tests.vm.guest import Guest, qemu, qemu_command, qemu_disk, timed
 from tests.vm.image import cache_dir
@@ -184,6 +185,7 @@ async def demonstrate(console: Console, accel: str) -> int:
         demo = Demo(console=console, folder=folder, accel=accel)
         start = time.monotonic()
         await scenario(demo, log)
+        await demo_net.act(demo, folder, log, accel)
         if demo_kernel.kernel_is_there():
             await demo_kernel.act(demo, folder)
         else:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from tests.vm.network import Network
+
 BOOT_SECONDS = 120  # 2-4 s on a quiet machine; a busy CI machine gets its time
 COMMAND_SECONDS = 120
 MEMORY = "256M"
@@ -96,28 +98,37 @@ def qemu_disk(
     ]
 
 
-def qemu_card(socket: Path, *, mac: str, queue_pairs: int = 1, name: str = "card", options: str = "") -> list[str]:
+def qemu_card(
+    socket: Path, *, mac: str, queue_pairs: int = 1, options: str = "", name: str = "card", accel: str = "tcg"
+) -> list[str]:
     """Return QEMU's arguments for a network card served on a vhost-user socket.
 
     Args:
         socket: where.
-        mac: the card's address, which QEMU chooses.
+        mac: the card's address, which is QEMU's to say.
         queue_pairs: how many.
-        name: another one for each card of a guest.
         options: further properties of virtio-net-pci, such as "packed=on,csum=off".
+        name: another one for each card of a guest.
+        accel: as of qemu().
 
     """
-    several = f",mq=on,vectors={2 * queue_pairs + 2}" if queue_pairs > 1 else ""
+    properties = [f"netdev=net-{name}", f"mac={mac}"]
+    if accel == "tcg":
+        properties.append("vectors=0")  # QEMU 7.2 takes MSI-X of a vhost-user card for KVM's, and crashes without KVM
+    if queue_pairs > 1:
+        properties.append("mq=on")
+    if options:
+        properties.append(options)
     return [
         *("-chardev", f"socket,id={name},path={socket}"),
         *("-netdev", f"vhost-user,id=net-{name},chardev={name},queues={queue_pairs}"),
-        *("-device", f"virtio-net-pci,netdev=net-{name},mac={mac}{several}{options and ','}{options}"),
+        *("-device", f"virtio-net-pci,{','.join(properties)}"),
     ]
 
 
-def qemu_command(devices: list[str], *, cpus: int = 1, accel: str = "tcg") -> list[str]:
+def qemu_command(devices: list[str], *, cpus: int = 1, accel: str = "tcg", programs: tuple[str, ...] = ()) -> list[str]:
     """Return a command line for an unmodified QEMU that boots the test guest on its serial console."""
-    boot = qemu_boot()
+    boot = qemu_boot(programs)
     return [
         "qemu-system-x86_64",
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"),
@@ -133,16 +144,27 @@ def qemu_command(devices: list[str], *, cpus: int = 1, accel: str = "tcg") -> li
 
 
 @asynccontextmanager
-async def qemu(devices: list[str], *, cpus: int = 1, accel: str = "tcg") -> AsyncIterator[Guest]:
+async def qemu(
+    devices: list[str],
+    *,
+    cpus: int = 1,
+    accel: str = "tcg",
+    network: Network | None = None,
+    programs: tuple[str, ...] = (),
+) -> AsyncIterator[Guest]:
     """Boot an unmodified QEMU for the length of the block.
 
     Args:
         devices: further arguments, as qemu_disk() makes them.
         cpus: virtual CPUs; Linux uses at most that many queues.
         accel: "tcg", or "kvm" where the user says that it works.
+        network: the network namespace that QEMU runs in, else ours.
+        programs: of the host, which the guest has too.
 
     """
-    command = qemu_command(devices, cpus=cpus, accel=accel)
+    command = qemu_command(devices, cpus=cpus, accel=accel, programs=programs)
+    if network is not None:
+        command = network.inside(*command)
     async with running(f"QEMU ({shlex.join(devices)})", command) as child:
         yield await _booted(child)
 

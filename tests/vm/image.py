@@ -79,10 +79,16 @@ def debian_kernel() -> tuple[Path, Path]:
     return kernel, kernel.parents[1] / "lib" / "modules" / release
 
 
-def qemu_boot() -> Boot:
-    """Return what QEMU guests boot: Debian's own kernel, as it is."""
+def qemu_boot(programs: tuple[str, ...] = ()) -> Boot:
+    """Return what QEMU guests boot: Debian's own kernel, as it is.
+
+    Args:
+        programs: of the host, beyond those that every guest has; each costs time at boot.
+
+    """
     kernel, modules = debian_kernel()
-    return Boot(kernel, _initramfs("qemu", modules, ["virtio_pci", "virtio_blk", "virtio_net", "virtio_rng"]))
+    name = "-".join([*(Path(program).name for program in programs), "qemu"])
+    return Boot(kernel, _initramfs(name, modules, ["virtio_pci", "virtio_blk", "virtio_net", "virtio_rng"], programs))
 
 
 def uml_boot() -> Boot:
@@ -99,7 +105,7 @@ def uml_boot() -> Boot:
     return Boot(Path(kernel), _initramfs("uml", modules, ["virtio_blk", "virtio_net", "ipv6"]))
 
 
-def _initramfs(name: str, modules: Path, wanted: list[str]) -> Path:
+def _initramfs(name: str, modules: Path, wanted: list[str], programs: tuple[str, ...] = ()) -> Path:
     archive = Archive()
     archive.file("init", INIT.encode(), 0o755)
     for folder in ("proc", "sys", "tmp", "mnt", "modules"):
@@ -108,7 +114,7 @@ def _initramfs(name: str, modules: Path, wanted: list[str]) -> Path:
     for applet in subprocess.run(["/bin/busybox", "--list"], capture_output=True, text=True, check=True).stdout.split():
         if applet != "busybox":
             archive.symlink(f"bin/{applet}", "busybox")
-    for program in PROGRAMS:
+    for program in (*PROGRAMS, *programs):
         archive.program(Path(program), program.lstrip("/"))
     archive.file(CONFIG_FOR_MKFS.lstrip("/"), Path(CONFIG_FOR_MKFS).read_bytes())
     files = module_files(modules, wanted)

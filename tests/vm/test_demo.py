@@ -46,6 +46,8 @@ async def test_every_check_of_the_demo_holds_and_it_cleans_up() -> None:
         folder = await folder_of(demo)
         assert await demo.wait(seconds=600) == 0
         said = "\n".join(demo.lines)
+        assert said.count("every answer came") == 2
+        assert said.count("Mbit/s arrived") == 2
         assert ("the doorbell is off while the kernel looks" in said) is kernel_is_there()
         assert ("make demo-kernel" in said) is not kernel_is_there()
         assert not folder.exists()

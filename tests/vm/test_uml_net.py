@@ -13,7 +13,7 @@ from tests.vm.daemon import Daemon, kpoll_net
 from tests.vm.guest import Guest, uml
 from tests.vm.host_end import host_end
 from tests.vm.network import Network, own_network
-from tests.vm.traffic import bulk_between, bulk_to_host_and_back, guest_interface, host_interface, reaches
+from tests.vm.traffic import bulk_between, bulk_to_host_and_back, guest_interface, host_interface, no_faults, reaches
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -40,14 +40,6 @@ async def guest_on_tap(folder: Path, *options: str, mtu: int = 1500) -> AsyncIte
         async with host_end(network), uml(card=daemon.socket) as guest:
             await guest_interface(guest, ME)
             yield OnTap(network, daemon, guest)
-
-
-async def no_faults(daemon: Daemon) -> None:
-    """Check that no queue was broken, and no frame was taken for a lie or left for a reason other than its time."""
-    metrics = await daemon.metrics()
-    assert metrics.total("kpoll_queue_faults_total") == 0
-    for reason in ("header", "length", "too_long"):
-        assert metrics.total("kpoll_net_drops_total", reason=reason) == 0
 
 
 @pytest.mark.parametrize("mtu", [1500, 9000])

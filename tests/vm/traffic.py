@@ -12,6 +12,7 @@ from tests.vm.host_end import TCP_PORT, TFTP_PORT
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tests.vm.daemon import Daemon
     from tests.vm.guest import Guest
     from tests.vm.network import Network
 
@@ -80,3 +81,11 @@ async def bulk_between(sender: Guest, receiver: Guest, number: int, *, mib: int)
             until nc {address} {SEND_PORT} < /tmp/random; do :; done  # refused until the other one listens
             sha256sum < /tmp/random""")
         assert (await receiver.finish()).splitlines()[-1] == sent.splitlines()[-1]
+
+
+async def no_faults(daemon: Daemon) -> None:
+    """Check that no queue was broken, and no frame taken for a lie: drivers of Linux give no cause for either."""
+    metrics = await daemon.metrics()
+    assert metrics.total("kpoll_queue_faults_total") == 0
+    for reason in ("header", "length", "too_long"):
+        assert metrics.total("kpoll_net_drops_total", reason=reason) == 0
