@@ -249,7 +249,8 @@ def blk_config(**options: Any) -> BlkConfig:
 @click.option(
     "--backend",
     metavar="BACKEND",
-    help="tap:NAME, tap-fd:N, udp:LOCAL,REMOTE, vxlan:vni=N,local=IP,remote=IP[,port=N], null[:SIZE] or echo.",
+    help="tap:NAME, tap-fd:N, udp:LOCAL,REMOTE, vxlan:vni=N,local=IP,remote=IP[,port=N], xdp:IFACE[,queue=N], "
+    "null[:SIZE] or echo.",
 )
 @click.option("--mac", metavar="MAC", help="The guest's address. [default: a random, locally administered one]")
 @click.option(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from kpoll.vhost._core import lib
 
 from .config import QUEUES_MAX, LogConfig, MetricsConfig, SocketConfig
-from .errors import KpollError, UsageError
+from .errors import UsageError
 from .net_config import MTU_MAX, MTU_MIN
 
 if TYPE_CHECKING:
@@ -27,8 +27,11 @@ VNI_MAX: Final = (1 << 24) - 1  # RFC 7348 §5
 VXLAN_PORT: Final = 4789  # RFC 7348 §8.1
 IFNAME_MAX: Final = 15  # IFNAMSIZ has room for the NUL
 
-_BACKENDS: Final = "tap:NAME, tap-fd:N, udp:LOCAL,REMOTE, vxlan:vni=N,local=IP,remote=IP, null[:SIZE] or echo"
+_BACKENDS: Final = (
+    "tap:NAME, tap-fd:N, udp:LOCAL,REMOTE, vxlan:vni=N,local=IP,remote=IP, xdp:IFACE[,queue=N], null[:SIZE] or echo"
+)
 NULL_SIZE: Final = 60  # bytes of a frame from null: the smallest of Ethernet, its check sequence apart
+_XDP_QUEUES: Final = 1024  # of an interface, that we can tell apart
 _MAC_GROUP: Final = 0x01  # of the first byte: a multicast or broadcast address
 _MAC_LOCAL: Final = 0x02  # of the first byte: no manufacturer's, locally administered
 
@@ -96,6 +99,18 @@ class VxlanBackend:
 
 
 @dataclass(frozen=True)
+class XdpBackend:
+    """Queues of a network interface, from number `queue` on, through AF_XDP."""
+
+    interface: str
+    queue: int = 0
+
+    def __str__(self) -> str:
+        """Give it as --backend has it."""
+        return f"xdp:{self.interface}" + (f",queue={self.queue}" if self.queue else "")
+
+
+@dataclass(frozen=True)
 class NullBackend:
     """A sink that copies every frame into a buffer of its own, and a source that fills all buffers; for the bench.
 
@@ -120,20 +135,25 @@ class EchoBackend:
         return "echo"
 
 
-type_backend = TapBackend | TapFdBackend | UdpBackend | VxlanBackend | NullBackend | EchoBackend
+type_backend = TapBackend | TapFdBackend | UdpBackend | VxlanBackend | XdpBackend | NullBackend | EchoBackend
 
 
-def _parse_tap_name(name: str) -> TapBackend:
-    """Parse the NAME of tap:NAME by the kernel's rules for names of interfaces (dev_valid_name), and ours.
+def _check_interface(name: str, option: str) -> None:
+    """Check a name by the kernel's rules for names of interfaces (dev_valid_name), and ours.
 
     The kernel takes a `%d` for a number of its choice, and we would not learn which. Raises UsageError.
     """
+    kind = option.removeprefix("--backend ").partition(":")[0]
     if not name:
-        raise UsageError(f"--backend tap:{name}: names no interface; give a name, such as tap:vm1")
+        raise UsageError(f"{option}: names no interface; give a name, such as {kind}:vm1")
     if len(os.fsencode(name)) > IFNAME_MAX:
-        raise UsageError(f"--backend tap:{name}: an interface's name has at most {IFNAME_MAX} bytes; use a shorter one")
+        raise UsageError(f"{option}: an interface's name has at most {IFNAME_MAX} bytes; use a shorter one")
     if name in (".", "..") or not name.isprintable() or re.search(r"[\s/:%]", name):
-        raise UsageError(f"--backend tap:{name}: is no interface's name; use letters and digits, such as tap:vm1")
+        raise UsageError(f"{option}: is no interface's name; use letters and digits, such as {kind}:vm1")
+
+
+def _parse_tap_name(name: str) -> TapBackend:
+    _check_interface(name, f"--backend tap:{name}")
     return TapBackend(name)
 
 
@@ -227,10 +247,23 @@ def _parse_vxlan(text: str) -> VxlanBackend:
     return VxlanBackend(vni, local, remote)
 
 
-def parse_backend(text: str) -> type_backend:
+def _parse_xdp(text: str) -> XdpBackend:
+    """Parse the IFACE[,queue=N] of xdp:IFACE[,queue=N]. Raises UsageError."""
+    option = f"--backend xdp:{text}"
+    interface, comma, rest = text.partition(",")
+    _check_interface(interface, option)
+    if not comma:
+        return XdpBackend(interface)
+    match = re.fullmatch(r"queue=([0-9]{1,5})", rest)
+    if match is None or int(match[1]) >= _XDP_QUEUES:
+        raise UsageError(f"{option}: give xdp:IFACE,queue=N, with N from 0 to {_XDP_QUEUES - 1}")
+    return XdpBackend(interface, int(match[1]))
+
+
+def parse_backend(text: str) -> type_backend:  # noqa: PLR0911 - one for each
     """Parse --backend: where the card's frames come from and go to.
 
-    Raises UsageError for what can't be meant, KpollError for what this release doesn't have.
+    Raises UsageError for what can't be meant.
     """
     kind, _, rest = text.partition(":")
     match kind:
@@ -247,7 +280,7 @@ def parse_backend(text: str) -> type_backend:
         case "vxlan":
             return _parse_vxlan(rest)
         case "xdp":
-            raise KpollError(f"--backend {text}: this release can't use AF_XDP yet; use --backend tap:NAME")
+            return _parse_xdp(rest)
         case _:
             raise UsageError(f"--backend {text}: give {_BACKENDS}")
 
@@ -314,6 +347,11 @@ class NetConfig:
                 )
             if self.backend.fd == self.socket.fd:
                 raise UsageError(f"--backend {self.backend}: is the descriptor of --fd; pass the tap as another one")
+        if isinstance(self.backend, XdpBackend) and self.backend.queue + self.num_queue_pairs > _XDP_QUEUES:
+            raise UsageError(
+                f"--num-queue-pairs {self.num_queue_pairs}: from queue {self.backend.queue} on there are "
+                f"{_XDP_QUEUES - self.backend.queue} at most; use fewer"
+            )
 
     @property
     def cpus(self) -> tuple[int, ...]:

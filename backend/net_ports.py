@@ -11,10 +11,11 @@ from kpoll.vhost._core import ffi, lib
 
 from .errors import KpollError, UsageError
 from .net_config import NO_OFFLOADS, SOFT_OFFLOADS, NetFeature
-from .net_options import EchoBackend, NullBackend, UdpBackend, VxlanBackend
+from .net_options import EchoBackend, NullBackend, UdpBackend, VxlanBackend, XdpBackend
 from .net_tap import Tap, open_tap
 from .net_udp import open_udp
 from .net_vxlan import open_vxlan
+from .net_xdp import Xdp, open_xdp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +31,7 @@ class Ports:
         handles: A `struct net_port *` for each queue pair.
         offloads: What the back-end can do for the guest.
         tap: The tap behind them, if it is one.
+        xdp: The interface, if it is one whose queues are ours.
         mtu: What the guest's should be, if the back-end knows.
 
     """
@@ -37,6 +39,7 @@ class Ports:
     handles: tuple[Any, ...]
     offloads: NetFeature = NO_OFFLOADS
     tap: Tap | None = None
+    xdp: Xdp | None = None
     mtu: int | None = None
 
 
@@ -52,7 +55,7 @@ def open_ports(config: NetConfig) -> Iterator[Ports]:
     """Open the back-end of `config`; close it on leaving, when no worker runs any more. Raises KpollError."""
     pairs = config.num_queue_pairs
     with ExitStack() as stack:
-        tap = mtu = None
+        tap = xdp = mtu = None
         offloads = NO_OFFLOADS
         handles = []
         match config.backend:
@@ -77,10 +80,14 @@ def open_ports(config: NetConfig) -> Iterator[Ports]:
                     mtu = tunnel.mtu
                 handles.append(_made(error, out, config, stack))
                 offloads = SOFT_OFFLOADS
+            case XdpBackend() as backend:
+                xdp = stack.enter_context(open_xdp(backend, pairs=pairs, mtu=config.mtu))
+                handles.extend(xdp.handles)
+                offloads, mtu = SOFT_OFFLOADS, xdp.mtu
             case backend:
                 tap = stack.enter_context(open_tap(backend, pairs=pairs, mac=config.mac))
                 offloads = tap.offloads
                 for fd in tap.fds:
                     out = ffi.new("struct net_port **")
                     handles.append(_made(lib.net_port_tap(out, fd), out, config, stack))
-        yield Ports(tuple(handles), offloads, tap, mtu)
+        yield Ports(tuple(handles), offloads, tap, xdp, mtu)

@@ -24,19 +24,22 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from .net_options import NetConfig
+    from .net_tap import Tap
 
 _ASK_AGAIN_S: Final = 1.0  # for an interface that is back, but somebody else's
 
 
 class _Cable:
-    """Follows the link of a tap, and attaches to one that was deleted and is back."""
+    """Follows the link of an interface; attaches to a tap that was deleted and is back."""
 
     def __init__(self, device: NetDevice, log: FilteringBoundLogger) -> None:
-        """Follow the tap behind `device`, if there is one that can be seen from here. Raises OSError."""
-        tap = device.ports.tap
+        """Follow the interface behind `device`, if there is one that can be seen from here. Raises OSError."""
+        interface = device.ports.tap or device.ports.xdp
         self._device = device
         self._log = log
-        self._watch = None if tap is None or tap.index is None else LinkWatch(tap.name, tap.index)
+        self._watch = (
+            None if interface is None or interface.index is None else LinkWatch(interface.name, interface.index)
+        )
 
     def close(self) -> None:
         """Close the socket."""
@@ -45,8 +48,11 @@ class _Cable:
 
     async def run(self) -> None:
         """Tell the guest what the link is like, until cancelled."""
-        tap = self._device.ports.tap
-        if tap is None or self._watch is None:
+        tap, xdp = self._device.ports.tap, self._device.ports.xdp
+        interface = tap or xdp
+        if xdp is not None:
+            self._log.info("xdp", interface=xdp.name, mode=xdp.mode)
+        if interface is None or self._watch is None:
             return
         lost = False
         failed: str | None = None  # why an interface that is back can't be had
@@ -60,21 +66,27 @@ class _Cable:
                 self._log.error(
                     "link",
                     state="gone",
-                    interface=tap.name,
-                    error=f"{tap.name} was deleted or moved away; the cable is out until there is a {tap.name} again",
+                    interface=interface.name,
+                    error=f"{interface.name} was deleted or moved away; the cable is out until that name is back",
                 )
             else:
                 try:
                     if lost:  # not before: of one that is being deleted we are told that it is down
-                        tap.attach_again()
+                        _attach_again(tap, interface.name)
                 except KpollError as error:
                     if failed != str(error):
                         failed = str(error)
-                        self._log.error("tap_not_attached", error=failed)
+                        self._log.error("not_attached", error=failed)
                     continue
                 lost, failed = False, None
-                self._log.info("link", state=state.name.lower(), interface=tap.name)
+                self._log.info("link", state=state.name.lower(), interface=interface.name)
             await self._device.set_link(up=state is LinkState.UP)
+
+
+def _attach_again(tap: Tap | None, name: str) -> None:
+    if tap is None:
+        raise KpollError(f"{name} is back, but its queues can only be opened at the start: restart kpoll")
+    tap.attach_again()
 
 
 @contextmanager

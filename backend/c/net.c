@@ -18,6 +18,7 @@
 #include <sys/mman.h>
 
 #define ASK_AGAIN_NS 100000000 /* a port that fails */
+#define SEND_AGAIN_NS 100000   /* a port that has frames left */
 #define BUFS_KEPT 256 /* buffers' memory that a stopped queue may keep: rings are stopped and started now and then */
 
 static const char *const drop_names[NET_DROPS] = {
@@ -57,6 +58,8 @@ static unsigned lane_poll(struct lane *base)
 	bool room = false;
 
 	lane_check_memory(base);
+	if (unlikely(lane->port->unsent))
+		lane->port->ops->tx(lane->port, lane->frames, 0);
 	for (unsigned i = 0; i < base->count; i++) {
 		struct queue *q = base->queues[i];
 
@@ -88,7 +91,11 @@ static int lane_join(struct lane *base, struct wait_set *ws)
 
 static int64_t lane_sleep_timeout_ns(struct lane *base)
 {
-	return container_of(base, struct net_lane, lane)->failing ? ASK_AGAIN_NS : -1;
+	const struct net_lane *lane = container_of(base, struct net_lane, lane);
+
+	if (unlikely(lane->port->unsent))
+		return SEND_AGAIN_NS;
+	return lane->failing ? ASK_AGAIN_NS : -1;
 }
 
 /* A deep queue's buffers are the kernel's again; zeros, when they are next used. */

@@ -8,6 +8,7 @@
 #ifndef KPOLL_NET_PORT_H
 #define KPOLL_NET_PORT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/uio.h>
@@ -49,6 +50,7 @@ struct net_port {
 	const struct net_port_ops *ops;
 	int fd;            /* readable when there is something to receive; -1: what there is comes of our own doing */
 	unsigned rx_batch; /* frames that one rx() can take */
+	bool unsent;       /* frames wait for another tx(), be it of none, in a while */
 	uint32_t error;    /* atomic: the errno that sending or receiving met last, for the log; 0 none yet */
 };
 

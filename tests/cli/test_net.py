@@ -30,10 +30,11 @@ class Card:
         """Connect, negotiate all that is on offer, and make buffers available."""
         self._stack = ExitStack()
         self.frontend = self._stack.enter_context(Frontend(where))
-        offered = self.frontend.features & ~VirtioFeature.VHOST_USER_F_PROTOCOL_FEATURES
-        self.frontend.negotiate(offered & ~VirtioFeature.VIRTIO_F_RING_PACKED, PROTOCOL)
+        # As numbers: the inverse of a flag has no bits that are the card's own.
+        without = VirtioFeature.VHOST_USER_F_PROTOCOL_FEATURES | VirtioFeature.VIRTIO_F_RING_PACKED
+        self.frontend.negotiate(self.frontend.features & ~int(without), PROTOCOL)
         self.rx, self.tx = Driver(self.frontend, 0), Driver(self.frontend, 1)
-        self.memory = self.frontend.add_memory((BUFFERS + 1) * ROOM)
+        self.memory = self.frontend.add_memory((BUFFERS + 3) * ROOM)  # three for a frame to send
         for i in range(BUFFERS):
             self.rx.add([], [Buffer(self.memory.gpa + i * ROOM, ROOM)], i)
         self.rx.publish()
@@ -131,7 +132,8 @@ def test_frames_cross_a_udp_path_one_datagram_each(tmp_path: Path, host: str) ->
     [
         ([], 2, ["--backend"]),
         (["--backend", "hub"], 2, ["--backend hub", "tap:NAME"]),
-        (["--backend", "xdp:eth0"], 1, ["xdp"]),
+        (["--backend", "xdp:nobody"], 1, ["no interface nobody"]),
+        (["--backend", "xdp:eth0,queues=2"], 2, ["xdp:IFACE,queue=N"]),
         (["--backend", "echo", "--mtu", "67"], 2, ["--mtu 67"]),
         (["--backend", "echo", "--mac", "01:00:5e:00:00:01"], 2, ["--mac"]),
         (["--backend", "echo", "--num-queue-pairs", "0"], 2, ["--num-queue-pairs 0"]),

@@ -110,7 +110,7 @@ def test_a_tap_that_is_deleted_under_load_takes_the_cable_out_until_it_is_back(t
             subprocess.run(["ip", "tuntap", "add", "other", "mode", "tap"], check=True)
             theirs = taps.attach("other", taps.IFF_TAP | taps.IFF_NO_PI)
             subprocess.run(["ip", "link", "set", "other", "name", TAP, "up"], check=True)
-            assert f"{TAP} is busy" in daemon.logged("tap_not_attached")["error"]
+            assert f"{TAP} is busy" in daemon.logged("not_attached")["error"]
             os.close(theirs)
             card.frontend.next_backend_request()
             until(lambda: link_of(card) == LINK_UP)
@@ -124,7 +124,7 @@ def test_a_tap_that_is_deleted_under_load_takes_the_cable_out_until_it_is_back(t
                 sent = b"\x02" + os.urandom(5) + FRAME[6:]
                 again.send(sent)
                 until(lambda: sent in take(card))
-        assert [line["event"] for line in daemon.log if line["level"] == "error"] == ["link", "tap_not_attached"]
+        assert [line["event"] for line in daemon.log if line["level"] == "error"] == ["link", "not_attached"]
         assert daemon.stop() == 0
 
 

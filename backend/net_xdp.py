@@ -1,0 +1,247 @@
+"""The AF_XDP sockets behind `--backend xdp:IFACE[,queue=N]`: a card's queues, without the host's network stack.
+
+Each queue pair has a queue of the interface, from N on: what arrives there is the guest's, all else the host's.
+They are received whatever their address (promiscuous mode): the guest's isn't the interface's own.
+
+One chunk of shared memory holds one frame, so frames are limited; multi-buffer frames aren't used.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import socket
+import struct
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from kpoll.vhost._core import ffi as core
+from kpoll.vhost._core import lib
+
+from .errors import KpollError, os_reason
+from .net_libxdp import XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD, XdpLibraries, ffi, load_libraries
+from .net_xdp_program import PERMISSION, XdpProgram
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .net_options import XdpBackend
+
+MTU_MAX: Final = 3400
+"""A chunk without the kernel's headroom (XDP_PACKET_HEADROOM), an Ethernet header, and what drivers keep behind it."""
+
+_AF_XDP: Final = 44
+_SOL_XDP: Final = 283
+_XDP_OPTIONS: Final = 8
+_XDP_OPTIONS_ZEROCOPY: Final = 1
+_XDP_USE_NEED_WAKEUP: Final = 1 << 3
+
+_SOL_PACKET: Final = 263
+_PACKET_ADD_MEMBERSHIP: Final = 1
+_PACKET_MR_PROMISC: Final = 1
+_PACKET_MREQ: Final = struct.Struct("iHH8x")  # struct packet_mreq
+
+_SIOCGIFMTU: Final = 0x8921
+_IFREQ_INT: Final = struct.Struct("16si20x")
+
+
+class _Socket:
+    """One bound socket with its memory and its rings, and the C port on it.
+
+    Attributes:
+        handle: A `struct net_port *`.
+        fd: The socket.
+
+    """
+
+    def __init__(self, libraries: XdpLibraries, backend: XdpBackend, queue: int, stack: ExitStack) -> None:
+        """Open it; `stack` closes it. Raises KpollError."""
+        xdp = libraries.libxdp
+        option = f"--backend {backend}"
+        area = mmap.mmap(-1, lib.NET_XDP_UMEM, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        stack.callback(area.close)
+        pinned = ffi.from_buffer(area)
+        stack.callback(ffi.release, pinned)
+        rings: dict[str, Any] = {name: ffi.new("struct xsk_ring *") for name in ("rx", "tx", "fill", "completion")}
+        umem, sock = ffi.new("struct xsk_umem **"), ffi.new("struct xsk_socket **")
+        size = lib.NET_XDP_RING
+        error = xdp.xsk_umem__create(
+            umem,
+            pinned,
+            lib.NET_XDP_UMEM,
+            rings["fill"],
+            rings["completion"],
+            ffi.new("struct xsk_umem_config *", [size, size, lib.NET_XDP_CHUNK, 0, 0]),
+        )
+        if error:
+            raise KpollError(f"{option}: {_umem_reason(-error)}")
+        stack.callback(xdp.xsk_umem__delete, umem[0])
+        # Without flags for it the kernel takes zero-copy where the driver can, else copies.
+        config = [size, size, XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD, 0, _XDP_USE_NEED_WAKEUP]
+        error = xdp.xsk_socket__create(
+            sock,
+            os.fsencode(backend.interface),
+            queue,
+            umem[0],
+            rings["rx"],
+            rings["tx"],
+            ffi.new("struct xsk_socket_config *", config),
+        )
+        if error:
+            raise KpollError(f"{option}: {_bind_reason(-error, backend.interface, queue)}")
+        stack.callback(xdp.xsk_socket__delete, sock[0])
+        self.fd = int(xdp.xsk_socket__fd(sock[0]))
+        out = core.new("struct net_port **")
+        with_ = core.new("struct net_xdp *", {"fd": self.fd, "umem": _address(pinned)})
+        for name, ring in rings.items():
+            part = getattr(with_, name)
+            part.producer, part.consumer, part.flags = (
+                core.cast("uint32_t *", int(ffi.cast("uintptr_t", at)))
+                for at in (ring.producer, ring.consumer, ring.flags)
+            )
+            part.entries = _address(ring.ring)
+        if lib.net_port_xdp(out, with_):
+            raise KpollError(f"{option}: out of memory")
+        stack.callback(lib.net_port_destroy, out[0])
+        self.handle = out[0]
+
+    @property
+    def zero_copy(self) -> bool:
+        """Whether the card reads and writes our memory itself."""
+        with socket.socket(_AF_XDP, socket.SOCK_RAW, 0, fileno=os.dup(self.fd)) as same:
+            return bool(same.getsockopt(_SOL_XDP, _XDP_OPTIONS) & _XDP_OPTIONS_ZEROCOPY)
+
+
+def _address(at: Any) -> Any:
+    """Hand a pointer from one cffi to the other."""
+    return core.cast("void *", int(ffi.cast("uintptr_t", at)))
+
+
+class Xdp:
+    """An interface whose queues are ours. Made by `open_xdp`, which also closes it.
+
+    Attributes:
+        name: The interface's name.
+        index: Its number when it was opened.
+        mtu: What a frame can hold there, in bytes.
+        sockets: One per queue pair.
+
+    """
+
+    def __init__(self, backend: XdpBackend, pairs: int, mtu: int | None, stack: ExitStack) -> None:
+        """Open all; `stack` closes it. Raises KpollError."""
+        self.name = backend.interface
+        self._option = f"--backend {backend}"
+        self._libraries = load_libraries(self._option)
+        self.index = self._find()
+        self.mtu = self._check_mtu(mtu)
+        self._program = XdpProgram(self._libraries, self._option)
+        stack.callback(self._program.close)
+        self._promiscuous = self._packet_socket()
+        stack.callback(self._promiscuous.close)
+        self._program.attach(self.name, self.index)
+        self.sockets: list[_Socket] = []
+        for pair in range(pairs):
+            queue = backend.queue + pair
+            self.sockets.append(_Socket(self._libraries, backend, queue, stack))
+            self._program.direct(queue, self.sockets[-1].fd)
+        self._receive_all()
+
+    @property
+    def handles(self) -> tuple[Any, ...]:
+        """A `struct net_port *` for each queue pair."""
+        return tuple(sock.handle for sock in self.sockets)
+
+    @property
+    def mode(self) -> str:
+        """How frames cross: zero-copy or copy."""
+        return "zero-copy" if all(sock.zero_copy for sock in self.sockets) else "copy"
+
+    def _find(self) -> int:
+        try:
+            return socket.if_nametoindex(self.name)
+        except OSError:
+            raise KpollError(
+                f"{self._option}: there is no interface {self.name} here; `ip link` lists those that there are"
+            ) from None
+
+    def _check_mtu(self, asked: int | None) -> int:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            answer = fcntl.ioctl(any_socket, _SIOCGIFMTU, _IFREQ_INT.pack(os.fsencode(self.name), 0))
+        (mtu,) = _IFREQ_INT.unpack(answer)[1:]
+        if mtu > MTU_MAX:
+            raise KpollError(
+                f"{self._option}: {self.name} has an MTU of {mtu}, and AF_XDP here takes {MTU_MAX} at most: "
+                f"`ip link set dev {self.name} mtu 1500`"
+            )
+        if asked is not None and asked > mtu:
+            raise KpollError(
+                f"--mtu {asked}: {self.name} takes {mtu}: use that, or `ip link set dev {self.name} mtu {asked}`"
+            )
+        return int(mtu)
+
+    def _packet_socket(self) -> socket.socket:
+        """Open the socket that keeps the interface promiscuous while it is open; it receives nothing itself."""
+        try:
+            return socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        except OSError as error:
+            what = PERMISSION if error.errno == errno.EPERM else os_reason(error)
+            raise KpollError(f"{self._option}: {what}") from error
+
+    def _receive_all(self) -> None:
+        try:
+            request = _PACKET_MREQ.pack(self.index, _PACKET_MR_PROMISC, 0)
+            self._promiscuous.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, request)
+        except OSError as error:
+            raise KpollError(f"{self._option}: {self.name} can't be made promiscuous: {os_reason(error)}") from error
+
+
+def _umem_reason(error: int) -> str:
+    match error:
+        case errno.EPERM | errno.EACCES:
+            return PERMISSION
+        case errno.ENOBUFS | errno.ENOMEM:
+            need = lib.NET_XDP_UMEM // 1024
+            return (
+                f"it takes {need} KiB of locked memory for each queue pair: raise RLIMIT_MEMLOCK (`ulimit -l`, "
+                "LimitMEMLOCK= of systemd), or give kpoll the capability CAP_IPC_LOCK"
+            )
+        case errno.EAFNOSUPPORT:
+            return "this kernel has no AF_XDP: use --backend tap:NAME"
+        case _:
+            return f"memory for its frames can't be had: {os.strerror(error)}"
+
+
+def _bind_reason(error: int, interface: str, queue: int) -> str:
+    match error:
+        case errno.EPERM | errno.EACCES:
+            return PERMISSION
+        case errno.EINVAL:
+            return (
+                f"{interface} has no queue {queue}: give a smaller queue=N or --num-queue-pairs "
+                f"(`ethtool -l {interface}` tells how many it has)"
+            )
+        case errno.EBUSY:
+            return f"queue {queue} of {interface} is busy: stop the other process that has it, or use another queue=N"
+        case errno.EOPNOTSUPP | errno.ENOPROTOOPT:
+            return f"{interface} can't do AF_XDP: use another interface, or --backend tap:NAME on a bridge"
+        case _:
+            return f"queue {queue} of {interface} can't be had: {os.strerror(error)}"
+
+
+@contextmanager
+def open_xdp(backend: XdpBackend, *, pairs: int, mtu: int | None) -> Iterator[Xdp]:
+    """Open the queues that `backend` names; on leaving, the interface is the host's again.
+
+    Args:
+        backend: The interface, and the first of its queues.
+        pairs: How many queues.
+        mtu: What the guest is to be told, or None.
+
+    Raises KpollError with what to do when they can't be had.
+
+    """
+    with ExitStack() as stack:
+        yield Xdp(backend, pairs, mtu, stack)
