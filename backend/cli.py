@@ -262,6 +262,12 @@ def blk_config(**options: Any) -> BlkConfig:
 @click.option(
     "--num-queue-pairs", type=int, default=1, show_default=True, metavar="N", help="Virtqueue pairs, a worker each."
 )
+@click.option(
+    "--busy-poll-us",
+    type=click.IntRange(0, POLL_US_MAX),
+    metavar="N",
+    help="Have the kernel poll the network card below udp or vxlan for so long. [default: net.core.busy_read]",
+)
 @_common_options
 def net(**options: Any) -> None:
     """Serve one network card to one virtual machine at a time, as a vhost-user-net device."""
@@ -286,6 +292,7 @@ def net_config(**options: Any) -> NetConfig:
         "mac": random_mac() if options["mac"] is None else parse_mac(options["mac"]),
         "mtu": options["mtu"],
         "num_queue_pairs": options["num_queue_pairs"],
+        "busy_poll_us": options["busy_poll_us"],
     }
     return NetConfig(poll=choose_poll(options["poll"], options["poll_max_us"], probe_kernel()), **config)
 

@@ -316,6 +316,7 @@ class NetConfig:
         mac: The guest's address.
         mtu: What the guest is told, in bytes; None: nothing.
         num_queue_pairs: Pairs of a receiveq and a transmitq on offer.
+        busy_poll_us: SO_BUSY_POLL of the back-end's socket, in microseconds; None: as the host has it.
         sandbox: None: as much as this host can do.
 
     """
@@ -326,6 +327,7 @@ class NetConfig:
     mac: bytes
     mtu: int | None = None
     num_queue_pairs: int = 1
+    busy_poll_us: int | None = None
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     log: LogConfig = field(default_factory=LogConfig)
     sandbox: bool | None = None

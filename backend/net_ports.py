@@ -18,6 +18,7 @@ from .net_vxlan import open_vxlan
 from .net_xdp import Xdp, open_xdp
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
     from .net_options import NetConfig
@@ -33,6 +34,7 @@ class Ports:
         tap: The tap behind them, if it is one.
         xdp: The interface, if it is one whose queues are ours.
         mtu: What the guest's should be, if the back-end knows.
+        sock: The socket, if it is one.
 
     """
 
@@ -41,6 +43,7 @@ class Ports:
     tap: Tap | None = None
     xdp: Xdp | None = None
     mtu: int | None = None
+    sock: socket.socket | None = None
 
 
 def _made(error: int, out: Any, config: NetConfig, stack: ExitStack) -> Any:
@@ -55,7 +58,7 @@ def open_ports(config: NetConfig) -> Iterator[Ports]:
     """Open the back-end of `config`; close it on leaving, when no worker runs any more. Raises KpollError."""
     pairs = config.num_queue_pairs
     with ExitStack() as stack:
-        tap = xdp = mtu = None
+        tap = xdp = mtu = sock = None
         offloads = NO_OFFLOADS
         handles = []
         match config.backend:
@@ -76,7 +79,8 @@ def open_ports(config: NetConfig) -> Iterator[Ports]:
                     error = lib.net_port_udp(out, sock.fileno())
                 else:
                     tunnel = stack.enter_context(open_vxlan(backend))
-                    error = lib.net_port_vxlan(out, tunnel.sock.fileno(), backend.vni, tunnel.probe.fileno())
+                    sock = tunnel.sock
+                    error = lib.net_port_vxlan(out, sock.fileno(), backend.vni, tunnel.probe.fileno())
                     mtu = tunnel.mtu
                 handles.append(_made(error, out, config, stack))
                 offloads = SOFT_OFFLOADS
@@ -90,4 +94,4 @@ def open_ports(config: NetConfig) -> Iterator[Ports]:
                 for fd in tap.fds:
                     out = ffi.new("struct net_port **")
                     handles.append(_made(lib.net_port_tap(out, fd), out, config, stack))
-        yield Ports(tuple(handles), offloads, tap, xdp, mtu)
+        yield Ports(tuple(handles), offloads, tap, xdp, mtu, sock)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from kpoll.kernel.probe import probe_kernel
+
 from .errors import KpollError, os_reason
 from .metrics import Identity
+from .net_busy_poll import CardPolling, poll_card
 from .net_device import NetDevice, open_device
 from .net_link import LinkState, LinkWatch
 from .net_metrics import NetCollector
@@ -89,11 +93,21 @@ def _attach_again(tap: Tap | None, name: str) -> None:
     tap.attach_again()
 
 
+def _tell(polling: CardPolling, log: FilteringBoundLogger) -> None:
+    """Say how the network card below is polled."""
+    missing = list(polling.missing)
+    if polling.asked and missing:
+        log.warning("busy_poll", us=polling.us, prefer=polling.prefer, budget=polling.budget, missing=missing)
+    else:
+        log.info("busy_poll", us=polling.us, prefer=polling.prefer, budget=polling.budget, missing=missing)
+
+
 @contextmanager
 def open_net(config: NetConfig, log: FilteringBoundLogger) -> Iterator[Service]:
     """Open the back-end and make its card; close all on leaving, when no worker runs any more. Raises KpollError."""
     with ExitStack() as stack:
         ports = stack.enter_context(open_ports(config))
+        polling = poll_card(config, ports.sock, probe_kernel())
         device = stack.enter_context(open_device(config, ports, log))
         try:
             cable = _Cable(device, log)
@@ -111,7 +125,7 @@ def open_net(config: NetConfig, log: FilteringBoundLogger) -> Iterator[Service]:
                 "workers": len(device.workers),
             },
             collector=NetCollector(Identity(config.device, version("kpoll"), engine, config.poll.strategy), device),
-            ready=lambda: None,
+            ready=partial(_tell, polling, log),
             watch=cable.run,
             refresh=trio.lowlevel.checkpoint,
         )

@@ -36,6 +36,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "atomics.h"
@@ -148,7 +149,11 @@ int wait_set_add(struct wait_set *ws, int fd, const struct eventfd_poll_info *wo
 
 int wait_set_add_socket(struct wait_set *ws, int fd, const void *cookie)
 {
-	return add(ws, (struct wait_entry){ .cookie = cookie, .fd = fd, .socket = true });
+	int us = 0;
+	socklen_t len = sizeof(us);
+
+	getsockopt(fd, SOL_SOCKET, SO_BUSY_POLL, &us, &len); /* a tap has none */
+	return add(ws, (struct wait_entry){ .cookie = cookie, .fd = fd, .socket = true, .napi = us > 0 });
 }
 
 int wait_set_mute(struct wait_set *ws, int fd, bool muted)

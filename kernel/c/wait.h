@@ -92,7 +92,8 @@ int wait_set_add(struct wait_set *ws, int fd, const struct eventfd_poll_info *wo
  * @cookie:	Likewise
  *
  * WAIT_KERNEL and WAIT_MODULE hand it to the one ppoll(2) beside the words, so that the kernel busy-polls its network card's
- * queue (SO_BUSY_POLL) and looks at the words in the same loop. WAIT_USER asks for it while it spins, at a system call each.
+ * queue (SO_BUSY_POLL) and looks at the words in the same loop. WAIT_USER asks for it while it spins, at a system call each, and
+ * one more where SO_BUSY_POLL is above 0, which polls the card.
  *
  * Return: 0; -ENOMEM; -errno of epoll_ctl(2)
  */

@@ -21,6 +21,7 @@ struct wait_entry {
 	bool has_word;
 	bool socket; /* readable until it is read; has no word */
 	bool muted;  /* a socket that isn't waited for now */
+	bool napi;   /* a socket for which the kernel may poll a network card's queue: SO_BUSY_POLL is above 0 */
 };
 
 /* Does the condition of any word hold now? */

@@ -10,6 +10,7 @@
  * forbidden for a while that doubles each time, so that a busy neighbour keeps nearly all of the CPU.
  */
 #include <sched.h>
+#include <sys/socket.h>
 
 #include "atomics.h"
 #include "wait_set.h"
@@ -45,6 +46,20 @@ static void back_off(struct wait_set *ws)
 		ws->backoff_ns *= 2;
 }
 
+/*
+ * Has a socket anything? If not, poll the network cards: epoll_wait(2) doesn't when it isn't to wait, poll(2) only with
+ * net.core.busy_poll above 0, but receiving does. It is asked for no byte and takes none, so what it finds is seen next time.
+ */
+static bool ask_sockets(struct wait_set *ws)
+{
+	if (wait_take_signals(ws) > 0)
+		return true;
+	for (unsigned i = 0; i < ws->count; i++)
+		if (ws->entries[i].napi && !ws->entries[i].muted)
+			recv(ws->entries[i].fd, NULL, 0, MSG_PEEK | MSG_DONTWAIT);
+	return false;
+}
+
 /* Return: true when a word's condition came true */
 static bool spin(struct wait_set *ws)
 {
@@ -58,7 +73,7 @@ static bool spin(struct wait_set *ws)
 			}
 			cpu_relax();
 		}
-		if (unlikely(ws->sockets) && wait_take_signals(ws) > 0) {
+		if (unlikely(ws->sockets) && ask_sockets(ws)) {
 			count_add(&ws->stats.hits, 1);
 			return true;
 		}

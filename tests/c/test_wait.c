@@ -217,13 +217,14 @@ static void an_eventfd_is_never_read_and_yet_each_write_wakes(int strategy)
 	close(fd);
 }
 
-static void a_socket_ends_every_wait_until_it_has_been_read(int strategy)
+static void a_socket_ends_every_wait_until_it_has_been_read_with(int strategy, int busy_poll_us)
 {
 	struct wait_set ws;
 	int pair[2];
 	char byte;
 
 	CHECK_EQ(socketpair(AF_UNIX, SOCK_DGRAM, 0, pair), 0);
+	setsockopt(pair[0], SOL_SOCKET, SO_BUSY_POLL, &busy_poll_us, sizeof(busy_poll_us)); /* older kernels: root's */
 	CHECK_EQ(wait_set_init(&ws, strategy, 100), 0);
 	CHECK_EQ(wait_set_add_socket(&ws, pair[0], &ws), 0);
 	CHECK(write(pair[1], "a", 1) == 1);
@@ -242,6 +243,16 @@ static void a_socket_ends_every_wait_until_it_has_been_read(int strategy)
 	CHECK(read(pair[0], &byte, 1) == 1); /* still open: it isn't the set's */
 	close(pair[0]);
 	close(pair[1]);
+}
+
+static void a_socket_ends_every_wait_until_it_has_been_read(int strategy)
+{
+	a_socket_ends_every_wait_until_it_has_been_read_with(strategy, 0);
+}
+
+static void a_socket_that_may_be_busy_polled_loses_nothing_by_it(int strategy)
+{
+	a_socket_ends_every_wait_until_it_has_been_read_with(strategy, 50);
 }
 
 static void a_muted_socket_ends_none(int strategy)
@@ -511,6 +522,7 @@ int main(void)
 	EACH(a_word_that_was_removed_is_neither_looked_at_nor_armed);
 	EACH(an_eventfd_is_never_read_and_yet_each_write_wakes);
 	EACH(a_socket_ends_every_wait_until_it_has_been_read);
+	EACH(a_socket_that_may_be_busy_polled_loses_nothing_by_it);
 	EACH(a_muted_socket_ends_none);
 	EACH(a_socket_ends_a_sleep_that_waits_for_words_too);
 	EACH(what_epoll_cannot_watch_is_refused);

@@ -49,19 +49,30 @@ class Card:
 
     def send(self, frame: bytes, header: bytes = bytes(HEADER)) -> None:
         """Send a frame; returns once the device has it."""
-        at = BUFFERS * ROOM
-        self.memory.mmap[at : at + HEADER + len(frame)] = header + frame
-        self.tx.add([Buffer(self.memory.gpa + at, HEADER + len(frame))], [], 0)
+        self.put(frame, header)
         self.tx.publish()
         self.tx.wait()
 
+    def put(self, frame: bytes, header: bytes = bytes(HEADER)) -> None:
+        """Make a frame ready to be sent; the device sees it once it is published."""
+        at = BUFFERS * ROOM
+        self.memory.mmap[at : at + HEADER + len(frame)] = header + frame
+        self.tx.add([Buffer(self.memory.gpa + at, HEADER + len(frame))], [], 0)
+
+    def give_back(self, buffer: int) -> None:
+        """Make a buffer that was used available again."""
+        self.rx.add([], [Buffer(self.memory.gpa + buffer * ROOM, ROOM)], buffer)
+        self.rx.publish()
+
     def receive(self) -> bytes:
-        """Wait for a frame, of one buffer."""
+        """Wait for a frame, of one buffer, which is made available again."""
         [used] = self.rx.wait()
         at = used.token * ROOM
         (buffers,) = struct.unpack("<H", self.memory.mmap[at + 10 : at + HEADER])
         assert buffers == 1
-        return self.memory.mmap[at + HEADER : at + used.len]
+        frame = self.memory.mmap[at + HEADER : at + used.len]
+        self.give_back(used.token)
+        return frame
 
 
 def scraped(metrics: Path, name: str, **labels: str) -> float:
