@@ -1,0 +1,107 @@
+"""An unmodified QEMU and Debian's own kernel use a card that `kpoll net` serves; and QEMU's own card is its peer."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from trio.testing import trio_test
+
+from tests.vm.daemon import Daemon, kpoll_net
+from tests.vm.guest import qemu, qemu_card, uml
+from tests.vm.host_end import host_end
+from tests.vm.network import own_network
+from tests.vm.traffic import (
+    HOST,
+    bulk_between,
+    bulk_to_host_and_back,
+    guest_interface,
+    host_interface,
+    ip4,
+    no_faults,
+    reaches,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+MAC = "52:54:00:12:34:56"
+ME = 2
+VIRTIO_NET_F_CSUM = 0
+VIRTIO_NET_F_MRG_RXBUF = 15
+VIRTIO_RING_F_INDIRECT_DESC = 28
+VIRTIO_RING_F_EVENT_IDX = 29
+VIRTIO_F_RING_PACKED = 34
+FEATURES = "cat /sys/class/net/eth0/device/features"
+BARE = ",".join(
+    f"{feature}=off"
+    for feature in (
+        *("csum", "gso", "host_tso4", "host_tso6", "host_ecn", "host_ufo"),
+        *("guest_csum", "guest_tso4", "guest_tso6", "guest_ecn", "guest_ufo"),
+        *("mrg_rxbuf", "event_idx", "indirect_desc"),
+    )
+)
+
+
+@asynccontextmanager
+async def card_on_tap(folder: Path, *options: str) -> AsyncIterator[Daemon]:
+    """Serve a card on a tap, with the host's end of it up and served."""
+    async with own_network() as network, kpoll_net(folder, "tap:vm", *options, network=network) as daemon:
+        await host_interface(network, "vm")
+        async with host_end(network):
+            yield daemon
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+@trio_test
+async def test_what_goes_over_a_tap_comes_back_whole(tmp_path: Path, packed: bool) -> None:
+    """Both ring formats carry TCP and UDP both ways."""
+    options = f"packed={'on' if packed else 'off'}"
+    async with (
+        card_on_tap(tmp_path) as daemon,
+        qemu(qemu_card(daemon.socket, mac=MAC, options=options)) as guest,
+    ):
+        await guest_interface(guest, ME)
+        assert (await guest.run(FEATURES))[VIRTIO_F_RING_PACKED] == str(int(packed))
+        assert await guest.run("cat /sys/class/net/eth0/address") == MAC
+        await reaches(guest, HOST)
+        await bulk_to_host_and_back(guest, mib=4, addresses=(ip4(HOST),), blocks=(8192,))
+        await no_faults(daemon)
+        await guest.power_off()
+
+
+@trio_test
+async def test_a_driver_without_any_offload_gets_whole_frames(tmp_path: Path) -> None:
+    """No checksum or segment is left to it, its buffers are one frame each, and its notifications the old ones."""
+    async with card_on_tap(tmp_path) as daemon, qemu(qemu_card(daemon.socket, mac=MAC, options=BARE)) as guest:
+        features = await guest.run(FEATURES)
+        for bit in (VIRTIO_NET_F_CSUM, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_RING_F_INDIRECT_DESC, VIRTIO_RING_F_EVENT_IDX):
+            assert features[bit] == "0"
+        await guest_interface(guest, ME)
+        await reaches(guest, HOST)
+        await bulk_to_host_and_back(guest, mib=4, addresses=(ip4(HOST),), blocks=(8192,))
+        await no_faults(daemon)
+
+
+@trio_test
+async def test_qemus_dgram_netdev_is_a_peer(tmp_path: Path) -> None:
+    """A guest on QEMU's own card and one on ours, at the ends of one UDP path."""
+    ours, theirs = "127.0.0.1:4001", "127.0.0.1:4002"
+    ends = [
+        f"{end}.type=inet,{end}.host=127.0.0.1,{end}.port={port}" for end, port in (("local", 4002), ("remote", 4001))
+    ]
+    devices = ["-netdev", f"dgram,id=n,{','.join(ends)}", "-device", f"virtio-net-pci,netdev=n,mac={MAC}"]
+    async with (
+        own_network() as network,
+        kpoll_net(tmp_path, f"udp:{ours},{theirs}", network=network) as daemon,
+        uml(card=daemon.socket) as first,
+        qemu(devices, network=network) as second,
+    ):
+        await guest_interface(first, 1)
+        await guest_interface(second, 2)
+        await reaches(first, 2)
+        await bulk_between(first, second, 2, mib=2)
+        await bulk_between(second, first, 1, mib=2)
+        await no_faults(daemon)
