@@ -39,7 +39,7 @@ async def two_hosts() -> AsyncIterator[tuple[Network, Network]]:
             for pair, prefix in zip(ADDRESSES, (24, 64), strict=True):
                 nodad = " nodad" if ":" in pair[number] else ""
                 await host.run(f"ip address add {pair[number]}/{prefix} dev wire{nodad}")
-            # A veth leaves checksums and segments to whoever reads them in the end; what is on a real cable is finished.
+            # A veth leaves checksums and segments to whoever reads them; what is on a real cable is finished.
             await host.run("ethtool -K wire tx off")
             await host.run("ip link set wire up")
         yield here, there
