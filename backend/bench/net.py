@@ -68,6 +68,7 @@ class NetLoad:
         cpu: CPU for the load's thread; None: the scheduler chooses.
         seed: Of the frames' bytes.
         stall: Seconds without any frame after which the back-end counts as hung.
+        reflector: A connected datagram socket at the other end of the path, on which all that comes is sent back.
 
     """
 
@@ -88,6 +89,7 @@ class NetLoad:
     cpu: int | None = None
     seed: int = 1
     stall: float = 10.0
+    reflector: socket.socket | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without a card. Raises UsageError."""
@@ -164,6 +166,7 @@ class _Bench:
         config.verify = load.verify
         config.seed = load.seed
         config.stall_ns = int(load.stall * _NS)
+        config.reflect_fd = -1 if load.reflector is None else load.reflector.fileno()
         area = -(-int(lib.bench_net_area_bytes(config)) // _PAGE) * _PAGE
         ring = -(-lay_out(load.queue_size, frontend.acked_features, 1).end // _PAGE) * _PAGE
         memory: Memory = frontend.add_memory(-(-(area + ring * 2 * load.pairs) // _REGION) * _REGION)

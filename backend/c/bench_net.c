@@ -8,104 +8,40 @@
  *
  * The clock is read once per batch that is sent and once per batch that is found; what lies between is a round trip.
  */
-#include "bench_net.h"
-
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "../../kernel/c/atomics.h"
-#include "bench_verify.h"
+#include "bench_net_load.h"
 
-#define CACHE_LINE 64u
-#define TURNS_PER_LOOK 16        /* turns between looks at the clock */
-#define SPINS_PER_LOOK 1024      /* the same of fruitless ones */
-#define GIVE_UP_NS 100000000ull  /* what has not come back after so long of silence is lost */
-#define MAGIC 0x6b706f6c6c6e6574 /* "kpollnet" */
-
-/* What our frames begin with: broadcast, of the Ethertype 0x88b5 (IEEE 802, Local Experimental 1). */
-struct head {
-	uint8_t dst[6], src[6], type[2];
-	uint64_t magic;
-	uint32_t pair;
-	uint64_t number; /* from 0 on, for each pair; never repeated */
-} __attribute__((packed));
-
-_Static_assert(sizeof(struct head) <= BENCH_NET_FRAME_MIN, "every frame has room for it");
-
-struct sent {
-	uint64_t number, ns;
-	bool under_way;
-};
-
-struct pair {
-	struct driver *rx, *tx;
-	int call_fds[2];
-	uint8_t *tx_places, *rx_places;
-	uint64_t tx_gpa, rx_gpa;
-	struct driver_used *idle; /* places of frames that the device doesn't have */
-	uint32_t idle_count;
-	uint64_t next, awaited;  /* numbers: of the frame to send next; of the first one that may still come back */
-	struct sent *sent;       /* echo: the last `window` frames, by number */
-	uint64_t came;           /* rx: the number after the last one that came; 0: none did */
-	uint32_t pieces, length; /* of the frame that is being received: buffers to come; bytes so far */
-	struct head head;        /* its beginning */
-	uint8_t *whole;          /* verify: all of it */
-};
-
-struct bench_net {
-	struct bench_net_config cfg;
-	uint32_t pair_count, window;
-	struct pair *pairs;
-	uint8_t *expected; /* verify: what it should be */
-	uint32_t stopped;  /* atomic: set by bench_net_stop() */
-
-	/* of the run under way */
-	struct bench_net_result *result;
-	int mode;
-	uint64_t left, deadline_ns;
-};
-
-/* Bytes from one place to the next. */
-static uint64_t stride(uint64_t bytes)
-{
-	return ((bytes + CACHE_LINE - 1) / CACHE_LINE | 1) * CACHE_LINE;
-}
+#define TURNS_PER_LOOK 16       /* turns between looks at the clock */
+#define SPINS_PER_LOOK 1024     /* the same of fruitless ones */
+#define GIVE_UP_NS 100000000ull /* what has not come back after so long of silence is lost */
 
 static uint64_t tx_stride(const struct bench_net_config *cfg)
 {
-	return stride((uint64_t)NET_HDR_LEN + cfg->size);
+	return bench_net_stride((uint64_t)NET_HDR_LEN + cfg->size);
 }
 
 uint64_t bench_net_area_bytes(const struct bench_net_config *cfg)
 {
-	return (uint64_t)cfg->pairs * cfg->queue_size * (tx_stride(cfg) + stride(cfg->rx_buffer));
+	return (uint64_t)cfg->pairs * cfg->queue_size * (tx_stride(cfg) + bench_net_stride(cfg->rx_buffer));
 }
 
-static struct head *tx_frame(const struct bench_net *b, const struct pair *p, uint64_t place)
+static struct bench_head *tx_frame(const struct bench_net *b, const struct bench_pair *p, uint64_t place)
 {
-	return (struct head *)(p->tx_places + place * tx_stride(&b->cfg) + NET_HDR_LEN);
-}
-
-/* What follows a frame's head: the same in all frames, or bytes of its own. */
-static void fill(const struct bench_net *b, uint64_t number, uint8_t *frame)
-{
-	uint64_t state = (b->cfg.seed ^ (number + 1) * 0x9e3779b97f4a7c15u) | 1; /* never 0 */
-
-	for (uint32_t at = sizeof(struct head); at < b->cfg.size; at += sizeof(state)) {
-		uint64_t word = bench_random(&state);
-
-		memcpy(frame + at, &word, b->cfg.size - at < sizeof(word) ? b->cfg.size - at : sizeof(word));
-	}
+	return (struct bench_head *)(p->tx_places + place * tx_stride(&b->cfg) + NET_HDR_LEN);
 }
 
 /* The next pair's part of the area, with its frames in it. */
-static void place_frames(struct bench_net *b, struct pair *p)
+static void place_frames(struct bench_net *b, struct bench_pair *p)
 {
-	struct head head = { .src = { 2, 0, 0, 0, 0, 2 }, .type = { 0x88, 0xb5 }, .magic = MAGIC };
+	struct bench_head head = { .src = { 2, 0, 0, 0, 0, 2 }, .type = { 0x88, 0xb5 }, .magic = BENCH_NET_MAGIC };
 	uint64_t tx_bytes = b->cfg.queue_size * tx_stride(&b->cfg);
-	uint64_t at = b->pair_count * (tx_bytes + b->cfg.queue_size * stride(b->cfg.rx_buffer));
+	uint64_t at = b->pair_count * (tx_bytes + b->cfg.queue_size * bench_net_stride(b->cfg.rx_buffer));
 
 	memset(head.dst, 0xff, sizeof(head.dst));
 	head.pair = b->pair_count;
@@ -114,11 +50,11 @@ static void place_frames(struct bench_net *b, struct pair *p)
 	p->rx_places = p->tx_places + tx_bytes;
 	p->rx_gpa = p->tx_gpa + tx_bytes;
 	for (uint32_t i = 0; i < b->cfg.queue_size; i++) {
-		struct head *frame = tx_frame(b, p, i);
+		struct bench_head *frame = tx_frame(b, p, i);
 
 		memset((uint8_t *)frame - NET_HDR_LEN, 0, NET_HDR_LEN);
 		*frame = head;
-		fill(b, 0, (uint8_t *)frame);
+		bench_net_fill(b, 0, (uint8_t *)frame);
 		p->idle[i].token = i;
 	}
 	p->idle_count = b->cfg.queue_size;
@@ -131,7 +67,7 @@ static bool config_valid(const struct bench_net_config *cfg)
 	       cfg->size <= BENCH_NET_FRAME_MAX && cfg->rx_buffer >= NET_HDR_LEN + BENCH_NET_FRAME_MIN &&
 	       cfg->rx_buffer <= NET_HDR_LEN + BENCH_NET_FRAME_MAX && cfg->batch >= 1 &&
 	       cfg->batch <= BENCH_NET_BATCH_MAX && cfg->depth >= 1 && cfg->depth <= cfg->queue_size &&
-	       (uintptr_t)cfg->area % CACHE_LINE == 0;
+	       (uintptr_t)cfg->area % BENCH_NET_LINE == 0;
 }
 
 static bool allocate(struct bench_net *b)
@@ -144,7 +80,7 @@ static bool allocate(struct bench_net *b)
 	if (!b->pairs || !b->expected)
 		return false;
 	for (uint32_t i = 0; i < b->cfg.pairs; i++) {
-		struct pair *p = &b->pairs[i];
+		struct bench_pair *p = &b->pairs[i];
 
 		p->idle = calloc(b->cfg.queue_size, sizeof(*p->idle));
 		p->sent = calloc(b->window, sizeof(*p->sent));
@@ -187,16 +123,9 @@ void bench_net_destroy(struct bench_net *b)
 	free(b);
 }
 
-static int offer(struct bench_net *b, struct pair *p, uint64_t place)
-{
-	struct driver_buf buf = { p->rx_gpa + place * stride(b->cfg.rx_buffer), b->cfg.rx_buffer };
-
-	return driver_add(p->rx, &buf, 0, 1, place);
-}
-
 int bench_net_add_pair(struct bench_net *b, struct driver *rx, struct driver *tx, int rx_call_fd, int tx_call_fd)
 {
-	struct pair *p = &b->pairs[b->pair_count];
+	struct bench_pair *p = &b->pairs[b->pair_count];
 	int err;
 
 	if (b->pair_count == b->cfg.pairs)
@@ -212,7 +141,7 @@ int bench_net_add_pair(struct bench_net *b, struct driver *rx, struct driver *tx
 	place_frames(b, p);
 	b->pair_count++;
 	for (uint32_t i = 0; i < b->cfg.queue_size; i++) {
-		err = offer(b, p, i);
+		err = bench_net_offer(b, p, i);
 		if (err)
 			return err;
 	}
@@ -226,7 +155,7 @@ void bench_net_stop(struct bench_net *b)
 }
 
 /* How many frames this pair may send now. */
-static uint32_t may_send(const struct bench_net *b, const struct pair *p)
+static uint32_t may_send(const struct bench_net *b, const struct bench_pair *p)
 {
 	uint64_t n = b->cfg.batch;
 
@@ -239,7 +168,7 @@ static uint32_t may_send(const struct bench_net *b, const struct pair *p)
 	return (uint32_t)n;
 }
 
-static int send_frames(struct bench_net *b, struct pair *p)
+static int send_frames(struct bench_net *b, struct bench_pair *p)
 {
 	uint32_t n = may_send(b, p);
 	uint64_t now;
@@ -251,12 +180,12 @@ static int send_frames(struct bench_net *b, struct pair *p)
 	for (uint32_t i = 0; i < n; i++) {
 		uint64_t place = p->idle[--p->idle_count].token, number = p->next++;
 		struct driver_buf buf = { p->tx_gpa + place * tx_stride(&b->cfg), NET_HDR_LEN + b->cfg.size };
-		struct head *frame = tx_frame(b, p, place);
+		struct bench_head *frame = tx_frame(b, p, place);
 
 		frame->number = number;
 		if (unlikely(b->cfg.verify))
-			fill(b, number, (uint8_t *)frame);
-		p->sent[number & (b->window - 1)] = (struct sent){ number, now, true };
+			bench_net_fill(b, number, (uint8_t *)frame);
+		p->sent[number & (b->window - 1)] = (struct bench_sent){ number, now, true };
 		err = driver_add(p->tx, &buf, 1, 0, place);
 		if (err)
 			return err;
@@ -267,7 +196,7 @@ static int send_frames(struct bench_net *b, struct pair *p)
 }
 
 /* Take back the places of frames that the device has sent. Return: how many, or -EPROTO */
-static int take_back(struct bench_net *b, struct pair *p)
+static int take_back(struct bench_net *b, struct bench_pair *p)
 {
 	int n = driver_poll_used(p->tx, p->idle + p->idle_count, b->cfg.batch);
 
@@ -278,110 +207,22 @@ static int take_back(struct bench_net *b, struct pair *p)
 	return n;
 }
 
-/* Frame @number of ours came back. Return: false when it isn't under way */
-static bool returned(struct bench_net *b, struct pair *p, uint64_t number, uint64_t now)
+/*
+ * Be the other end of a path as well: what arrives there goes back. In this thread, so that a machine of two CPUs has one for
+ * the back-end and one for all the rest.
+ */
+static int reflect(struct bench_net *b)
 {
-	struct sent *sent = &p->sent[number & (b->window - 1)];
-	uint64_t rtt = now - sent->ns;
+	ssize_t n;
 
-	if (!sent->under_way || sent->number != number)
-		return false;
-	sent->under_way = false;
-	if (number >= p->awaited) /* those before it were lost, or will be late */
-		p->awaited = number + 1;
-	b->result->rtt_sum_ns += rtt;
-	b->result->rtt[bench_bucket_of(rtt)]++;
-	if (unlikely(rtt > b->result->rtt_max_ns))
-		b->result->rtt_max_ns = rtt;
-	return true;
-}
-
-static bool as_sent(struct bench_net *b, const struct pair *p)
-{
-	if (p->length != b->cfg.size)
-		return false;
-	if (likely(!b->cfg.verify))
-		return true;
-	/* Its head was looked at already; the part that says who sent whom may change on the way. */
-	fill(b, p->head.number, b->expected);
-	return memcmp(b->expected + sizeof(p->head), p->whole + sizeof(p->head), b->cfg.size - sizeof(p->head)) == 0;
-}
-
-/* A whole frame came to pair @p. */
-static void received(struct bench_net *b, struct pair *p, uint64_t now)
-{
-	struct bench_net_result *result = b->result;
-	struct pair *of = p->head.pair < b->pair_count ? &b->pairs[p->head.pair] : NULL;
-	bool ours = p->length >= sizeof(p->head) && p->head.magic == MAGIC && of != NULL;
-
-	if (b->mode == BENCH_NET_ECHO)
-		ours = ours && returned(b, of, p->head.number, now);
-	result->foreign += !ours;
-	if (ours && unlikely(!as_sent(b, p)) && result->mismatches++ == 0)
-		result->mismatch_number = p->head.number;
-	if (ours && b->mode == BENCH_NET_RX) {
-		if (of->came && p->head.number > of->came)
-			result->lost += p->head.number - of->came;
-		of->came = p->head.number + 1;
+	for (uint32_t i = 0; i < b->cfg.batch; i++) {
+		n = recv(b->cfg.reflect_fd, b->expected, BENCH_NET_FRAME_MAX, MSG_DONTWAIT);
+		if (n < 0 && errno == EAGAIN)
+			break;
+		if (n < 0 || send(b->cfg.reflect_fd, b->expected, (size_t)n, 0) < 0)
+			return -errno;
 	}
-	if (ours || b->mode == BENCH_NET_RX) {
-		result->received++;
-		result->bytes += p->length;
-	}
-}
-
-/* A buffer came, with a frame or a piece of one (§5.1.6.3.2). Return: 0, or -EBADMSG */
-static int take_piece(struct bench_net *b, struct pair *p, const struct driver_used *used, uint64_t now)
-{
-	const uint8_t *at = p->rx_places + used->token * stride(b->cfg.rx_buffer);
-	uint32_t len = used->len;
-
-	if (len > b->cfg.rx_buffer)
-		return -EBADMSG;
-	if (p->pieces == 0) {
-		struct virtio_net_hdr_v1 hdr;
-
-		if (len < NET_HDR_LEN + NET_FRAME_MIN)
-			return -EBADMSG;
-		memcpy(&hdr, at, sizeof(hdr));
-		p->pieces = b->cfg.mrg_rxbuf ? hdr.num_buffers : 1;
-		if (p->pieces == 0)
-			return -EBADMSG;
-		at += NET_HDR_LEN;
-		len -= NET_HDR_LEN;
-		p->length = 0;
-		memcpy(&p->head, at, sizeof(p->head)); /* the buffer has room for it, whatever is in it */
-	}
-	if (len > BENCH_NET_FRAME_MAX - p->length)
-		return -EBADMSG;
-	if (unlikely(b->cfg.verify))
-		memcpy(p->whole + p->length, at, len);
-	p->length += len;
-	if (--p->pieces == 0)
-		received(b, p, now);
 	return 0;
-}
-
-static int receive(struct bench_net *b, struct pair *p)
-{
-	struct driver_used used[BENCH_NET_BATCH_MAX];
-	int err, n = driver_poll_used(p->rx, used, b->cfg.batch);
-	uint64_t now;
-
-	if (n <= 0)
-		return n;
-	now = b->mode == BENCH_NET_ECHO ? now_ns() : 0;
-	for (int i = 0; i < n; i++)
-		__builtin_prefetch(p->rx_places + used[i].token * stride(b->cfg.rx_buffer));
-	for (int i = 0; i < n; i++) {
-		err = take_piece(b, p, &used[i], now);
-		if (!err)
-			err = offer(b, p, used[i].token);
-		if (err)
-			return err;
-	}
-	err = driver_publish(p->rx);
-	return err < 0 ? err : n;
 }
 
 /* One look at every queue. Return: how much of what the mode waits for was there, or -errno */
@@ -389,11 +230,17 @@ static int turn(struct bench_net *b)
 {
 	int total = 0;
 
+	if (unlikely(b->cfg.reflect_fd >= 0)) {
+		int err = reflect(b);
+
+		if (err)
+			return err;
+	}
 	for (uint32_t i = 0; i < b->pair_count; i++) {
-		struct pair *p = &b->pairs[i];
+		struct bench_pair *p = &b->pairs[i];
 		int err, rx, tx;
 
-		rx = b->mode == BENCH_NET_TX ? 0 : receive(b, p);
+		rx = b->mode == BENCH_NET_TX ? 0 : bench_net_receive(b, p);
 		if (rx < 0)
 			return rx;
 		tx = b->mode == BENCH_NET_RX ? 0 : take_back(b, p);
@@ -411,7 +258,7 @@ static int turn(struct bench_net *b)
 static bool under_way(const struct bench_net *b)
 {
 	for (uint32_t i = 0; i < b->pair_count; i++) {
-		const struct pair *p = &b->pairs[i];
+		const struct bench_pair *p = &b->pairs[i];
 
 		if (b->mode == BENCH_NET_ECHO ? p->awaited < p->next : p->idle_count < b->cfg.queue_size)
 			return true;

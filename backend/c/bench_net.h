@@ -33,7 +33,8 @@ struct bench_net_config {
 	bool verify;                /* every frame's bytes follow from its number, and are compared */
 	uint64_t seed;              /* of these bytes */
 	uint64_t stall_ns;          /* nothing comes for so long: -ETIMEDOUT */
-	uint8_t *area;              /* page-aligned, bench_net_area_bytes() long */
+	int reflect_fd; /* datagrams that come here are sent back, between two looks at the queues; -1: none. Not owned */
+	uint8_t *area; /* page-aligned, bench_net_area_bytes() long */
 	uint64_t area_gpa;
 };
 
