@@ -78,9 +78,10 @@ fmt: build $(TOOLS) ## Put Python and C into the project's style
 	$(BIN)/ruff check --fix .
 	clang-format -i $(C_STYLED)
 
-bench: build $(TOOLS) ## Compare with qemu-storage-daemon on the same device: a table and a picture (needs root, for zram)
+bench: build $(TOOLS) ## Compare with qemu-storage-daemon and testpmd: tables and a picture (needs root: zram, a network of its own)
 	@.ci/setup check
 	$(BIN)/python -m kpoll.backend.bench.compare
+	$(BIN)/python -m kpoll.backend.bench.compare_net
 
 fuzz: build $(TOOLS) ## Fuzz for FUZZ_SECONDS (half an hour) per harness; CI gives each a minute
 	@.ci/setup check

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from kpoll.backend.bench.report import Report
 
-type_metric = Literal["kIOPS", "p50 µs", "CPU µs/IO"]
+type_metric = Literal["kIOPS", "p50 µs", "CPU µs/IO", "Mpps", "M/CPU s"]  # the last two are of cards
 
 RESULTS: Final = Path("bench-results")
 ZRAM_SIZE: Final = 2 << 30
@@ -186,13 +186,27 @@ def table(cases: list[Case], peers: list[Peer], results: Results, rounds: int) -
     return out
 
 
-def as_dict(cases: list[Case], peers: list[Peer], results: Results) -> dict[str, Any]:
-    """Give everything that was measured, and what it was measured on, for JSON."""
+def host() -> dict[str, Any]:
+    """Say when and on what something is measured, for JSON."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "kernel": platform.release(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
+    }
+
+
+def warn_if_busy(console: Console) -> None:
+    """Say that ratios will be wrong where others use the machine."""
+    busy = os.getloadavg()[0]
+    if busy > _BUSY:
+        console.print(f"[yellow]the machine is not quiet (load {busy:.1f}): expect noise[/]")
+
+
+def as_dict(cases: list[Case], peers: list[Peer], results: Results) -> dict[str, Any]:
+    """Give everything that was measured, and what it was measured on, for JSON."""
+    return {
+        **host(),
         "cases": {
             case.name: {
                 "ratios": {metric: results.ratio(case, peers[0], metric, peers[1]) for metric in case.metrics},
@@ -231,9 +245,7 @@ def compare(
     cases = choose_cases(only)
     cpus = choose_cpus(backend_cpu, frontend_cpu)
     peers = [KPOLL, QEMU, *parse_peers(peer, null_peer)]
-    busy = os.getloadavg()[0]
-    if busy > _BUSY:
-        console.print(f"[yellow]the machine is not quiet (load {busy:.1f}): expect noise[/]")
+    warn_if_busy(console)
     output.mkdir(parents=True, exist_ok=True)
     results = measure(cases, peers, rounds, runtime, cpus, output, lambda what: console.print(f"[dim]{what}[/]"))
     (output / "blk.json").write_text(json.dumps(as_dict(cases, peers, results), indent=2) + "\n")
@@ -266,11 +278,11 @@ def choose_cpus(backend: int | None, frontend: int | None) -> tuple[int, int]:
     return first, second
 
 
-def main() -> int:
-    """Run it as a program of its own. Gives the exit code."""
+def main(command: click.Command = compare) -> int:
+    """Run it (or the like of it) as a program of its own. Gives the exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # back-ends stop and zram goes, as on Ctrl-C
     try:
-        compare.main(standalone_mode=False)
+        command.main(standalone_mode=False)
     except click.ClickException as e:
         click.echo(f"bench: {' '.join(e.format_message().split())}", err=True)
         return e.exit_code

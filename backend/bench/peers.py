@@ -23,11 +23,15 @@ _START_S: Final = 10.0
 _STOP_S: Final = 5.0
 _RETRY_S: Final = 0.02
 
-_KPOLL: Final = f"{shlex.quote(sys.executable)} -c 'from kpoll.backend.cli import main; main()' blk --poll user"
+_PROGRAM: Final = f"{shlex.quote(sys.executable)} -c 'from kpoll.backend.cli import main; main()'"
+_KPOLL: Final = f"{_PROGRAM} blk --poll user"
 _QSD: Final = "qemu-storage-daemon"
 _QSD_EXPORT: Final = (
     f"--export type=vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path={{socket}},writable=on,num-queues={QUEUES}"
 )
+
+_TESTPMD: Final = "dpdk-testpmd"
+_HINTS: Final = {_QSD: "qemu-system-common", _TESTPMD: "dpdk-dev"}
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,28 @@ QEMU: Final = Peer(
 )
 
 
+def kpoll_net(backend: str, sock: Path, *options: str) -> list[str]:
+    """Give the command of a card of ours."""
+    words = [*shlex.split(_PROGRAM), "net", "--poll", "user"]
+    return [*words, "--backend", backend, "--socket-path", str(sock), *options]
+
+
+def testpmd(mode: str, sock: Path, cpu: int, *options: str) -> list[str]:
+    """Give the command of DPDK's testpmd with its vhost PMD: both of its threads on one CPU, no huge pages, no NIC.
+
+    Args:
+        mode: What it does with frames: rxonly, txonly, io (back out of the port they came in by).
+        sock: Where it will listen.
+        cpu: The CPU; the thread that forwards has it, the other one sleeps.
+        options: More of testpmd's own.
+
+    """
+    eal = ["--lcores", f"0@{cpu},1@{cpu}", "--no-huge", "--no-shconf", "-m", "256", "--no-pci", "--no-telemetry"]
+    device = ["--vdev", f"net_vhost0,iface={sock},queues=1"]
+    forward = [f"--forward-mode={mode}", "--auto-start", "--no-flush-rx", "--total-num-mbufs=4096"]
+    return [_TESTPMD, *eal, *device, "--", *forward, "--stats-period=3600", *options]  # else it ends with its stdin
+
+
 def parse_peers(disk: tuple[str, ...], null: tuple[str, ...]) -> list[Peer]:
     """Parse --peer and --null-peer, NAME=COMMAND each; the same name in both is one peer. Raises UsageError."""
     peers: dict[str, Peer] = {}
@@ -94,7 +120,7 @@ def running(command: list[str], sock: Path, cpu: int, log: Path) -> Iterator[Non
     """
     for program in (command[0], "taskset"):
         if shutil.which(program) is None:
-            hint = " (Debian: apt install qemu-system-common)" if program == _QSD else ""
+            hint = f" (Debian: apt install {_HINTS[program]})" if program in _HINTS else ""
             raise KpollError(f"{program} is not installed{hint}")
     sock.unlink(missing_ok=True)
     with log.open("ab") as output:

@@ -122,7 +122,7 @@ int bench_raw_tap(int fd, uint32_t size, uint64_t runtime_ns, struct bench_raw_r
 		for (unsigned i = 0; i < 32 * ROUNDS_PER_LOOK && !err; i++) {
 			if (writev(fd, iov, 2) >= 0)
 				frames++;
-			else if (errno != EINTR)
+			else if (errno != EINTR && errno != EAGAIN)
 				err = -errno;
 		}
 		*out = (struct bench_raw_result){ frames, now_ns() - start_ns };
