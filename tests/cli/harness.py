@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -13,12 +14,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from kpoll.vhost.driver import Buffer, Driver
 from kpoll.vhost.features import ProtocolFeature, VirtioFeature
 from kpoll.vhost.frontend import Frontend
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Sequence
     from types import TracebackType
 
@@ -53,6 +55,32 @@ def refused(*args: str | Path, code: int, prefix: tuple[str, ...] = (), **option
     line = str(done.stderr)
     assert line.endswith("\n")
     return line
+
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def scrape(metrics: Path) -> Samples:
+    """Read the metrics from their socket."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(PATIENCE_S)
+        sock.connect(str(metrics))
+        sock.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        head, _, text = b"".join(iter(lambda: sock.recv(65536), b"")).decode().partition("\r\n\r\n")
+    assert " 200 " in head.splitlines()[0], head
+    families = text_string_to_metric_families(text)
+    return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    """Return the one sample of this name that has these labels, and maybe more."""
+    [found] = [number for (sample, has), number in samples.items() if sample == name and labels.items() <= has]
+    return found
+
+
+def scraped(metrics: Path, name: str, **labels: str) -> float:
+    """Read the metrics, of which one is asked for."""
+    return value(scrape(metrics), name, **labels)
 
 
 class Daemon:

@@ -6,8 +6,8 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from tests.cli.harness import PATIENCE_S, Daemon
-from tests.cli.test_net import FRAME, Card, scraped
+from tests.cli.harness import PATIENCE_S, Daemon, scraped
+from tests.cli.test_net import FRAME, Card
 from tests.netns import in_own_network
 from tests.veth import FAR, NEAR, NEAR_IF, cable, inside, leave_to_pollers
 

@@ -9,13 +9,10 @@ import socket
 from pathlib import Path
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from tests.cli.harness import FLUSH, IN, OUT, SECTOR, Daemon, Guest
+from tests.cli.harness import FLUSH, IN, OUT, SECTOR, Daemon, Guest, Samples, scrape, value
 
 DOCS = Path(__file__).resolve().parents[2] / "docs/metrics.md"
-
-Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -39,23 +36,12 @@ def fetch(connection: http.client.HTTPConnection, method: str = "GET", target: s
     return answer.status, answer.read().decode()
 
 
-def scrape(path: Path) -> Samples:
-    status, text = fetch(UnixConnection(path))
-    assert status == 200
-    families = text_string_to_metric_families(text)
-    return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
-
-
 def break_queue(guest: Guest, daemon: Daemon) -> None:
     """Let avail.idx run ahead of the queue's size; returns once that is logged."""
     at = guest.driver.layout.avail + 2
     guest.driver.memory.mmap[at : at + 2] = (1000).to_bytes(2, "little")
     guest.driver.vring.kick()
     daemon.logged("queue_fault")
-
-
-def value(samples: Samples, name: str, **labels: str) -> float:
-    return samples[name, frozenset({"device": "d.img", **labels}.items())]
 
 
 @pytest.fixture

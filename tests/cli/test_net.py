@@ -12,7 +12,7 @@ import pytest
 from kpoll.vhost.driver import Buffer, Driver
 from kpoll.vhost.features import VirtioFeature
 from kpoll.vhost.frontend import Frontend
-from tests.cli.harness import PROTOCOL, Daemon, refused
+from tests.cli.harness import PROTOCOL, Daemon, refused, scraped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,18 +73,6 @@ class Card:
         frame = self.memory.mmap[at + HEADER : at + used.len]
         self.give_back(used.token)
         return frame
-
-
-def scraped(metrics: Path, name: str, **labels: str) -> float:
-    """Return a metric's value."""
-    with socket.socket(socket.AF_UNIX) as scrape:
-        scrape.connect(str(metrics))
-        scrape.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-        text = b"".join(iter(lambda: scrape.recv(65536), b"")).decode()
-    for line in text.splitlines():
-        if line.startswith(f"{name}{{") and all(f'{key}="{value}"' in line for key, value in labels.items()):
-            return float(line.rpartition(" ")[2])
-    raise AssertionError(text)
 
 
 def test_what_an_echo_is_sent_comes_back_and_is_counted(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from kpoll.vhost.driver import Buffer
 from tests import taps
-from tests.cli.harness import Daemon
-from tests.cli.test_net import FRAME, HEADER, ROOM, Card, scraped
+from tests.cli.harness import Daemon, scraped
+from tests.cli.test_net import FRAME, HEADER, ROOM, Card
 from tests.netns import in_own_network, set_up
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import pytest
 
 from kpoll.vhost.driver import Buffer
-from tests.cli.harness import Daemon
-from tests.cli.test_net import BUFFERS, HEADER, ROOM, Card, scraped
+from tests.cli.harness import Daemon, scraped
+from tests.cli.test_net import BUFFERS, HEADER, ROOM, Card
 from tests.netns import in_own_network
 
 if TYPE_CHECKING:

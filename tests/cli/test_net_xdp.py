@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.harness import Daemon, refused
-from tests.cli.test_net import BUFFERS, FRAME, Card, scraped
+from tests.cli.harness import Daemon, refused, scraped
+from tests.cli.test_net import BUFFERS, FRAME, Card
 from tests.cli.test_net_unplug import take, until
 from tests.frames import Host, is_answer, udp, udp_data, who_has
 from tests.netns import in_own_network

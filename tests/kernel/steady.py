@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.cli.harness import IN, KPOLL, Daemon, Guest
+from tests.cli.harness import IN, KPOLL, Daemon, Guest, scrape, value
 from tests.kernel.quiet import OTHER_CPU, SPIN_US, WORKER, WORKER_CPU, leave_the_worker_alone
 from tests.threads import come_to_rest, cost, states
 
@@ -41,14 +40,9 @@ def bench(sock: Path, requests: int, *options: str) -> dict[str, Any]:
 
 def waits(metrics: Path) -> dict[str, int]:
     """Return how the worker's waits ended so far: hit, gave_way, timeout, sleeps."""
-    with socket.socket(socket.AF_UNIX) as scrape:
-        scrape.connect(str(metrics))
-        scrape.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-        text = b"".join(iter(lambda: scrape.recv(65536), b"")).decode()
-    found = re.findall(
-        r'^kpoll_(?:polls_total\{.*result="(\w+)"\}|(sleeps)_total\{.*\}) ([0-9.e+]+)$', text, re.MULTILINE
-    )
-    return {result or sleeps: int(float(count)) for result, sleeps, count in found}
+    samples = scrape(metrics)
+    polls = {how: int(value(samples, "kpoll_polls_total", result=how)) for how in ("hit", "gave_way", "timeout")}
+    return {**polls, "sleeps": int(value(samples, "kpoll_sleeps_total"))}
 
 
 def most_signals(pid: int) -> int:
