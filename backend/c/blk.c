@@ -249,10 +249,11 @@ static int64_t sleep_timeout_ns(struct lane *lane)
 }
 
 /* Requests' memory may have come from as many pages as the queue is deep. */
-static void release(struct queue *queue)
+static void release(struct lane *lane, struct queue *queue)
 {
 	struct blk_queue *q = container_of(queue, struct blk_queue, base);
 
+	(void)lane;
 	if (q->reqs_used <= REQS_KEPT)
 		return;
 	madvise(q->reqs, q->reqs_count * sizeof(*q->reqs), MADV_DONTNEED);

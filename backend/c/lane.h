@@ -47,8 +47,8 @@ struct lane_ops {
 	int (*join)(struct lane *lane, struct wait_set *ws);
 	/* Longest sleep that the lane can afford now, in ns, or -1. NULL: always -1 */
 	int64_t (*sleep_timeout_ns)(struct lane *lane);
-	/* The queue is about to be STOPPED, nothing of it is in flight: give back what a deep queue made. NULL: nothing */
-	void (*release)(struct queue *q);
+	/* The queue is about to be STOPPED, nothing of it is in flight: give back what it made. NULL: nothing */
+	void (*release)(struct lane *lane, struct queue *q);
 };
 
 /* One worker's share of a device. */

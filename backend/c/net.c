@@ -99,10 +99,13 @@ static int64_t lane_sleep_timeout_ns(struct lane *base)
 }
 
 /* A deep queue's buffers are the kernel's again; zeros, when they are next used. */
-static void queue_release(struct queue *base)
+static void queue_release(struct lane *lane, struct queue *base)
 {
+	struct net_port *port = container_of(lane, struct net_lane, lane)->port;
 	struct net_queue *q = container_of(base, struct net_queue, queue);
 
+	if (port->ops->forget)
+		port->ops->forget(port);
 	if (q->bufs_count > BUFS_KEPT)
 		madvise(q->bufs, q->bufs_count * sizeof(*q->bufs), MADV_DONTNEED);
 }

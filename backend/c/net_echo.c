@@ -63,6 +63,13 @@ static int echo_rx(struct net_port *port, struct net_frame *frames, unsigned n)
 	return (int)i;
 }
 
+static void echo_forget(struct net_port *port)
+{
+	struct echo_port *echo = container_of(port, struct echo_port, port);
+
+	echo->first = echo->count = 0;
+}
+
 static void echo_destroy(struct net_port *port)
 {
 	struct echo_port *echo = container_of(port, struct echo_port, port);
@@ -71,7 +78,7 @@ static void echo_destroy(struct net_port *port)
 	free(echo);
 }
 
-static const struct net_port_ops ops = { .tx = echo_tx, .rx = echo_rx, .destroy = echo_destroy };
+static const struct net_port_ops ops = { .tx = echo_tx, .rx = echo_rx, .forget = echo_forget, .destroy = echo_destroy };
 
 int net_port_echo(struct net_port **out)
 {

@@ -43,6 +43,8 @@ struct net_port_ops {
 	 * -errno: it can't receive, and may again later
 	 */
 	int (*rx)(struct net_port *port, struct net_frame *frames, unsigned n);
+	/* A queue stops: its guest may be gone, and the next one is not to receive what it sent. NULL: nothing is kept */
+	void (*forget)(struct net_port *port);
 	void (*destroy)(struct net_port *port);
 };
 

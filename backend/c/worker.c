@@ -302,7 +302,7 @@ static void settle(struct worker *w)
 		wait_word_arm(&doorbell);
 		lane_remove(h->lane, h->queue);
 		if (h->lane->ops->release)
-			h->lane->ops->release(h->queue);
+			h->lane->ops->release(h->lane, h->queue);
 		queue_set_state(h->queue, QUEUE_STOPPED); /* from here on it is Python's */
 		w->no_kick -= h->no_kick;
 		*h = w->held[--w->held_count];

@@ -165,6 +165,7 @@ static inline void card_stop(struct card *c)
 
 		CHECK_EQ(queue_in_flight(q), 0);
 		lane_remove(net_lane_base(c->lane), q);
+		net_lane_base(c->lane)->ops->release(net_lane_base(c->lane), q);
 		queue_set_state(q, QUEUE_STOPPED);
 	}
 }

@@ -293,6 +293,24 @@ static void a_stopped_card_leaves_every_buffer_to_its_successor(void)
 	}
 }
 
+static void what_one_guest_sent_is_not_received_by_the_next(void)
+{
+	card_echo(&c, 0, 64);
+	card_send(&c, 0, 1, 60);
+	card_settle(&c);
+	CHECK_EQ(card_sent(&c), 1);
+	card_stop(&c);
+	for (unsigned dir = 0; dir < 2; dir++)
+		card_bind(&c, dir, virtq_base(&net_queue_base(c.queue[dir])->vq));
+	card_room(&c, 4, MTU_ROOM);
+	card_settle(&c);
+	CHECK(!card_receive(&c, &r, MTU_ROOM));
+	card_send(&c, 0, 2, 60);
+	card_settle(&c);
+	card_expect(&c, MTU_ROOM, 2, 60);
+	card_free(&c);
+}
+
 /* Buffers a b c d e f; frames: too long for a, 60 bytes to b, too long for c, 60 bytes to d. */
 static void a_buffer_left_out_is_given_back_empty_when_the_queue_stops(void)
 {
@@ -355,6 +373,7 @@ int main(void)
 	RUN(a_source_fills_what_room_there_is_and_then_rests);
 	RUN(with_buffers_and_no_frames_there_is_nothing_to_do);
 	RUN(a_stopped_card_leaves_every_buffer_to_its_successor);
+	RUN(what_one_guest_sent_is_not_received_by_the_next);
 	RUN(a_buffer_left_out_is_given_back_empty_when_the_queue_stops);
 	RUN(ports_of_impossible_frames_are_refused);
 	RUN(every_reason_has_a_name);

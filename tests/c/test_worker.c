@@ -427,8 +427,9 @@ static int keeper_join(struct lane *lane, struct wait_set *ws)
 	return rc < 0 ? rc : k->refuse;
 }
 
-static void keeper_release(struct queue *q)
+static void keeper_release(struct lane *lane, struct queue *q)
 {
+	CHECK(lane->ops->release == keeper_release);
 	CHECK_EQ(queue_in_flight(q), 0);
 	count_add(&container_of(q, struct keeper, queue)->released, 1);
 }
