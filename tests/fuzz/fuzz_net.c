@@ -5,23 +5,26 @@
  *
  * Input: fuzz_guest.h's, where the queue described is the transmitq. The receiveq lies SECOND further on, its avail.idx
  * where the driver has it. Byte 0: bit 5 MRG_RXBUF, bits 6 and 7 the port (see choose_port()); byte 1: bits 6 and 7 the
- * offloads. The wire's frames lie at TAPE: a header and a length each, filled with what follows.
+ * offloads. The wire's frames lie at TAPE: a header and a length each, filled with what follows. Through VXLAN they come as
+ * datagrams, with another VNI or less than a header where that header says so.
  *
  * The port under the lane is a judge in front of a real one, and sees all that the lane does. What the daemon holds of
  * others - the spill, the echo's slots, the headers of frames before - is full of POISON, which must not reach the guest.
  */
+#include <arpa/inet.h>
 #include <linux/virtio_net.h>
+#include <sys/socket.h>
 
 #include "backend/c/net_queue.h"
 #include "backend/c/net_soft.h"
 #include "fuzz_guest.h"
+#include "fuzz_poison.h"
 
 #define SECOND 16384u
 #define TAPE 20480u
 #define F(name) (1ull << VIRTIO_NET_F_##name)
+#define VNI 0x123456u
 #define POISONED 2048u /* bytes at the start of each spill and slot: enough to see, and quick to write anew */
-
-static const uint8_t POISON[8] = { 0xd1, 0x9b, 0x6e, 0xa7, 0x13, 0xfc, 0x58, 0xe2 };
 
 static struct judge {
 	struct net_port port;
@@ -31,20 +34,12 @@ static struct judge {
 	uint64_t handed, sent, sent_bytes, received; /* frames */
 } judge;
 
-static struct net_port *null_port, *echo_port;
+static struct net_port *null_port, *echo_port, *vxlan_port;
+static int far_end; /* the other end of the VXLAN tunnel: a datagram socket */
 static struct net_lane *lane;
 static struct net_queue *queues[2];
 
-static void poison(void *at, size_t len)
-{
-	for (size_t i = 0; i < len; i += sizeof(POISON))
-		memcpy((uint8_t *)at + i, POISON, len - i < sizeof(POISON) ? len - i : sizeof(POISON));
-}
-
-static bool is_poisoned(const void *at, size_t len)
-{
-	return memmem(at, len, POISON, sizeof(POISON)) != NULL;
-}
+static const uint8_t encap[8] = { 8, 0, 0, 0, VNI >> 16 & 255, VNI >> 8 & 255, VNI & 255, 0 }; /* RFC 7348 §5 */
 
 static bool in_guest(const struct iovec *iov)
 {
@@ -140,6 +135,23 @@ static bool from_tape(struct net_frame *f)
 	return true;
 }
 
+/* The frames of the wire into the tunnel: the first bytes of their headers become VXLAN's, some of them as they should be. */
+static void fill_tunnel(void)
+{
+	static uint8_t datagram[8 + NET_ROOM];
+	struct iovec iov[2] = { { datagram, 0 }, { datagram + 8, NET_ROOM } };
+	struct net_frame f = { .iov = iov, .iovcnt = 2 };
+	size_t len;
+
+	for (unsigned i = 0; i < NET_BATCH && from_tape(&f); i++) {
+		memcpy(datagram, &f.hdr, 8);
+		if (f.hdr.flags == 0)
+			memcpy(datagram, encap, sizeof(encap));
+		len = f.hdr.num_buffers == 1 ? f.hdr.gso_size % 8 : 8 + f.len;
+		send(far_end, datagram, len > 65507 ? 65507 : len, MSG_DONTWAIT);
+	}
+}
+
 static int judge_rx(struct net_port *port, struct net_frame *frames, unsigned n)
 {
 	static const struct virtio_net_hdr_v1 zeros;
@@ -166,16 +178,19 @@ static int judge_rx(struct net_port *port, struct net_frame *frames, unsigned n)
 
 static const struct net_port_ops judge_ops = { .tx = judge_tx, .rx = judge_rx };
 
-/* Take what the echo still holds. Return: frames */
-static unsigned drain_echo(void)
+/* Take what a port still holds. Return: frames */
+static unsigned drain(struct net_port *port)
 {
 	static uint8_t room[NET_ROOM];
-	struct net_frame f = { .iovcnt = 2 };
-	struct iovec iov[2] = { { &f.hdr, NET_HDR_LEN }, { room, NET_ROOM } };
+	struct iovec iov[2] = { { NULL, 0 }, { room, NET_ROOM } };
+	struct net_frame frames[NET_BATCH];
 	unsigned n = 0;
+	int got;
 
-	for (f.iov = iov; echo_port->ops->rx(echo_port, &f, 1) > 0;)
-		n++;
+	for (unsigned i = 0; i < NET_BATCH; i++)
+		frames[i] = (struct net_frame){ .iov = iov, .iovcnt = 2 };
+	while ((got = port->ops->rx(port, frames, NET_BATCH)) > 0)
+		n += (unsigned)got;
 	return n;
 }
 
@@ -191,7 +206,52 @@ static void poison_echo(void)
 	f.iov = iov;
 	for (unsigned i = 0; i < NET_BATCH; i++)
 		echo_port->ops->tx(echo_port, &f, 1);
-	MUST(drain_echo() == NET_BATCH);
+	MUST(drain(echo_port) == NET_BATCH);
+}
+
+/* A tunnel over the loopback interface, both ends bound and each other's peer. */
+static void make_tunnel(void)
+{
+	struct sockaddr_in at[2];
+	int fds[2], asked;
+
+	for (unsigned i = 0; i < 2; i++) {
+		socklen_t len = sizeof(at[i]);
+
+		at[i] = (struct sockaddr_in){ .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+		fds[i] = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+		MUST(fds[i] >= 0 && bind(fds[i], (struct sockaddr *)&at[i], len) == 0);
+		MUST(getsockname(fds[i], (struct sockaddr *)&at[i], &len) == 0);
+	}
+	far_end = fds[1];
+	asked = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0); /* for its peer alone */
+	MUST(asked >= 0 && connect(asked, (struct sockaddr *)&at[1], sizeof(at[1])) == 0);
+	MUST(connect(far_end, (struct sockaddr *)&at[0], sizeof(at[0])) == 0);
+	MUST(net_port_vxlan(&vxlan_port, fds[0], VNI, asked) == 0);
+	close(asked);
+}
+
+/* All that left the card: our header, a frame, and nobody's memory. */
+static void judge_tunnel(void)
+{
+	static uint8_t datagram[NET_ROOM + 8];
+	ssize_t len;
+
+	while ((len = recv(far_end, datagram, sizeof(datagram), MSG_DONTWAIT)) >= 0) {
+		MUST(len >= (ssize_t)(sizeof(encap) + NET_FRAME_MIN) && memcmp(datagram, encap, sizeof(encap)) == 0);
+		MUST(!is_poisoned(datagram, (size_t)len));
+	}
+}
+
+/* So did the memory that the tunnel receives into. */
+static void poison_tunnel(void)
+{
+	static uint8_t datagram[POISONED];
+
+	poison(datagram, sizeof(datagram));
+	for (unsigned i = 0; i < NET_BATCH; i++)
+		MUST(send(far_end, datagram, sizeof(datagram), MSG_DONTWAIT) > 0);
+	MUST(drain(vxlan_port) == NET_BATCH);
 }
 
 static void make_card(void)
@@ -199,6 +259,7 @@ static void make_card(void)
 	if (lane)
 		return;
 	MUST(net_port_null(&null_port, 1514) == 0 && net_port_echo(&echo_port) == 0);
+	make_tunnel();
 	judge.port = (struct net_port){ .ops = &judge_ops, .fd = -1 };
 	MUST(net_lane_create(&lane, &judge.port) == 0);
 	for (uint16_t i = 0; i < 2; i++) {
@@ -211,8 +272,8 @@ static void choose_port(const uint8_t *data, size_t size)
 {
 	unsigned port = data[0] >> 6;
 
-	judge.real = port == 0 ? null_port : port == 1 ? echo_port : NULL;
-	judge.port.rx_batch = port == 3 ? 1 : NET_BATCH;
+	judge.real = port == 0 ? null_port : port == 1 ? echo_port : port == 2 ? vxlan_port : NULL;
+	judge.port.rx_batch = port == 3 && data[0] & 32 ? 1 : NET_BATCH;
 	judge.tape = data + TAPE;
 	judge.tape_left = size > TAPE ? size - TAPE : 0;
 	judge.handed = judge.sent = judge.sent_bytes = judge.received = 0;
@@ -307,6 +368,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		cfg.used_uva += SECOND;
 	}
 	poison_echo();
+	if (judge.real == vxlan_port) {
+		poison_tunnel();
+		fill_tunnel();
+	}
 	for (unsigned i = 0; i < NET_BATCH; i++)
 		poison(lane->spill + (size_t)i * NET_ROOM, POISONED);
 	poison(lane->frames, sizeof(lane->frames));
@@ -320,6 +385,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	MUST(drops(&now[NET_TX]) - drops(&before[NET_TX]) >= judge.handed - judge.sent);
 	MUST(now[NET_RX].packets - before[NET_RX].packets + drops(&now[NET_RX]) - drops(&before[NET_RX]) ==
 	     judge.received);
-	drain_echo();
+	drain(echo_port);
+	drain(vxlan_port);
+	judge_tunnel();
 	return 0;
 }
