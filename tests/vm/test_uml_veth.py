@@ -1,4 +1,4 @@
-"""Guests on two hosts share a network over VXLAN: a host is a network namespace, a veth pair the cable between them."""
+"""Guests on hosts that a cable joins, by VXLAN and by AF_XDP: a host is a network namespace, a veth pair the cable."""
 
 from __future__ import annotations
 
@@ -80,3 +80,15 @@ async def test_two_guests_talk_with_a_daemon_at_each_end(tmp_path: Path) -> None
         await bulk_between(second, first, 1, mib=2)
         await no_faults(left)
         await no_faults(right)
+
+
+@trio_test
+async def test_a_guest_has_an_interface_to_itself_by_af_xdp(tmp_path: Path) -> None:
+    """What the interface receives is the guest's: it and the host at the cable's other end exchange whole data."""
+    async with two_hosts() as (here, there), kpoll_net(tmp_path, "xdp:wire", network=here) as daemon:
+        await host_interface(there, "wire")
+        async with host_end(there), uml(card=daemon.socket) as guest:
+            await guest_interface(guest, 2)
+            await reaches(guest, HOST)
+            await bulk_to_host_and_back(guest, mib=2)
+            await no_faults(daemon)
