@@ -4,6 +4,10 @@
  *
  * A port moves batches of frames between guest memory and itself, never waits, and has one owner thread. It doesn't know
  * of virtqueues: net.c gives it iovecs, checks headers, counts.
+ *
+ * What a full port can't take is lost and counted, as behind vhost-net and in any switch. QEMU's own tap and dgram hold the
+ * guest's queue up instead until the descriptor is writable: nothing is lost at that place, but one slow receiver holds up
+ * what goes to all others, and TCP learns of it late.
  */
 #ifndef KPOLL_NET_PORT_H
 #define KPOLL_NET_PORT_H

@@ -16,6 +16,9 @@
  *	room of:   0  1  2
  *	used for:  0  1  0  0                pushed as a c d, b
  *
+ * A frame longer than all that is held is dropped, as a network card does. QEMU keeps it and stops reading until the driver
+ * has added enough, which may be never; meanwhile the frames behind it, which would fit, are lost somewhere else.
+ *
  * A frame that is dropped in the midst of a batch leaves its buffer behind others that are used. It is filled next. Should
  * the queue stop before that, the ring can't be rewound across what was used after it: it is given back empty.
  */
