@@ -67,35 +67,4 @@ void blk_queue_destroy(struct blk_queue *q);
 int blk_queue_bind(struct blk_queue *q, const struct virtq_config *cfg, const struct mem_table *mem);
 const struct blk_stats *blk_queue_stats(const struct blk_queue *q);
 
-/* lane.h's words for a disk, for those who turn a lane without a worker */
-static inline int blk_lane_add(struct blk_lane *lane, struct blk_queue *q)
-{
-	return lane_add(blk_lane_base(lane), blk_queue_base(q));
-}
-
-static inline void blk_lane_remove(struct blk_lane *lane, struct blk_queue *q)
-{
-	lane_remove(blk_lane_base(lane), blk_queue_base(q));
-}
-
-static inline struct virtq *blk_queue_virtq(struct blk_queue *q)
-{
-	return &blk_queue_base(q)->vq;
-}
-
-static inline int blk_queue_state(struct blk_queue *q)
-{
-	return queue_state(blk_queue_base(q));
-}
-
-static inline void blk_queue_set_state(struct blk_queue *q, enum queue_state state)
-{
-	queue_set_state(blk_queue_base(q), state);
-}
-
-static inline uint32_t blk_queue_in_flight(struct blk_queue *q)
-{
-	return queue_in_flight(blk_queue_base(q));
-}
-
 #endif

@@ -24,7 +24,7 @@ int main(int argc, char **argv)
 	CHECK(depth >= 1 && depth <= 64 && left % depth == 0 && left > 0);
 	CHECK_EQ(blk_lane_create(&lane, dev, "null", 128), 0);
 	client_make(&c, dev, 0, 128, RING | (packed ? 1ull << VIRTIO_F_RING_PACKED : 0), -1, -1);
-	CHECK_EQ(blk_lane_add(lane, c.queue), 0);
+	CHECK_EQ(lane_add(blk_lane_base(lane), blk_queue_base(c.queue)), 0);
 	driver_interrupts_off(c.driver);
 	for (; left > 0; left -= depth) {
 		struct driver_used used[64];

@@ -132,7 +132,7 @@ static inline uint8_t client_await(struct client *c, struct blk_lane *lane, uint
 
 	CHECK(driver_publish(c->driver) >= 0);
 	while (driver_poll_used(c->driver, &used, 1) == 0) {
-		CHECK_EQ(blk_queue_state(c->queue), QUEUE_RUNNING);
+		CHECK_EQ(queue_state(blk_queue_base(c->queue)), QUEUE_RUNNING);
 		if (blk_lane_poll(lane) == 0)
 			usleep(10); /* a helper thread is at it */
 	}

@@ -17,7 +17,7 @@ static void start(const char *engine, uint64_t features)
 	dev = disk_make(strcmp(engine, "null") ? path : NULL);
 	CHECK_EQ(blk_lane_create(&lane, dev, engine, 256), 0);
 	client_make(&c, dev, 0, 128, features, -1, -1);
-	CHECK_EQ(blk_lane_add(lane, c.queue), 0);
+	CHECK_EQ(lane_add(blk_lane_base(lane), blk_queue_base(c.queue)), 0);
 }
 
 static void stop(void)
@@ -128,7 +128,7 @@ static void what_lies_beyond_the_disk_is_an_error(void)
 	CHECK_EQ(client_ask(&c, lane, VIRTIO_BLK_T_IN, UINT64_MAX / BLK_SECTOR, 512), VIRTIO_BLK_S_IOERR);
 	CHECK_EQ(client_ask(&c, lane, VIRTIO_BLK_T_IN, 0, 511), VIRTIO_BLK_S_IOERR);
 	CHECK_EQ(blk_queue_stats(c.queue)->errors[BLK_READ][BLK_E_RANGE], 4);
-	CHECK_EQ(blk_queue_state(c.queue), QUEUE_RUNNING);
+	CHECK_EQ(queue_state(blk_queue_base(c.queue)), QUEUE_RUNNING);
 	stop();
 }
 
@@ -269,16 +269,16 @@ static void break_with(const struct driver_buf *bufs, unsigned out, unsigned in,
 
 	start("null", 0);
 	client_make(&other, dev, 1, 16, 0, -1, -1);
-	CHECK_EQ(blk_lane_add(lane, other.queue), 0);
+	CHECK_EQ(lane_add(blk_lane_base(lane), blk_queue_base(other.queue)), 0);
 	CHECK_EQ(driver_add(c.driver, bufs, out, in, 0), 0);
 	CHECK(driver_publish(c.driver) >= 0);
 	while (blk_lane_poll(lane) > 0)
 		;
-	CHECK_EQ(blk_queue_state(c.queue), QUEUE_BROKEN);
+	CHECK_EQ(queue_state(blk_queue_base(c.queue)), QUEUE_BROKEN);
 	CHECK(lane_broken(blk_lane_base(lane)) == blk_queue_base(c.queue));
 	CHECK(lane_broken(blk_lane_base(lane)) == NULL); /* told once */
-	CHECK(strcmp(virtq_fault_name(blk_queue_virtq(c.queue)->fault), fault) == 0);
-	CHECK_EQ(blk_queue_in_flight(c.queue), 0);
+	CHECK(strcmp(virtq_fault_name(blk_queue_base(c.queue)->vq.fault), fault) == 0);
+	CHECK_EQ(queue_in_flight(blk_queue_base(c.queue)), 0);
 	CHECK_EQ(client_ask(&other, lane, VIRTIO_BLK_T_IN, 0, 512), VIRTIO_BLK_S_OK); /* the others go on */
 	client_free(&other);
 	stop();
@@ -301,14 +301,14 @@ static void memory_truncated_by_the_front_end_breaks_its_queues_alone(void)
 	CHECK_EQ(mem_sigbus_install(), 0);
 	start("null", 0);
 	client_make(&other, dev, 1, 16, 0, -1, -1);
-	CHECK_EQ(blk_lane_add(lane, other.queue), 0);
+	CHECK_EQ(lane_add(blk_lane_base(lane), blk_queue_base(other.queue)), 0);
 	client_add(&c, 0, VIRTIO_BLK_T_IN, 0, 0, 512);
 	driver_publish(c.driver);
 	CHECK(ftruncate(c.fd, 0) == 0);
 	while (blk_lane_poll(lane) > 0)
 		;
 	blk_lane_poll(lane);
-	CHECK_EQ(blk_queue_state(c.queue), QUEUE_BROKEN);
+	CHECK_EQ(queue_state(blk_queue_base(c.queue)), QUEUE_BROKEN);
 	CHECK_EQ(client_ask(&other, lane, VIRTIO_BLK_T_IN, 0, 512), VIRTIO_BLK_S_OK);
 	client_free(&other);
 	stop();
@@ -325,15 +325,15 @@ static void more_in_flight_than_the_ring_has_entries_is_a_fault(void)
 	client_add(&c, 0, VIRTIO_BLK_T_FLUSH, 0, 0, 0); /* helpers take their time, the lane does not reap in between */
 	driver_publish(c.driver);
 	avail = (struct vring_avail *)(c.memory + at.avail);
-	for (unsigned i = 0; i < 4000 && blk_queue_state(c.queue) == QUEUE_RUNNING; i++) {
+	for (unsigned i = 0; i < 4000 && queue_state(blk_queue_base(c.queue)) == QUEUE_RUNNING; i++) {
 		for (unsigned k = 0; k < 32; k++) {
 			avail->ring[avail->idx % 128] = avail->ring[0];
 			__atomic_store_n(&avail->idx, (uint16_t)(avail->idx + 1), __ATOMIC_RELEASE);
 		}
 		blk_lane_poll(lane);
-		CHECK(blk_queue_in_flight(c.queue) <= 128);
+		CHECK(queue_in_flight(blk_queue_base(c.queue)) <= 128);
 	}
-	while (blk_queue_in_flight(c.queue) > 0)
+	while (queue_in_flight(blk_queue_base(c.queue)) > 0)
 		blk_lane_poll(lane);
 	stop();
 }

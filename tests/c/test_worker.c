@@ -94,7 +94,7 @@ static void guest_stop(struct guest *g)
 {
 	CHECK_EQ(worker_stop_queue(worker, blk_queue_base(g->c.queue)), 0);
 	await_state(&g->c, QUEUE_STOPPED);
-	CHECK_EQ(blk_queue_in_flight(g->c.queue), 0);
+	CHECK_EQ(queue_in_flight(blk_queue_base(g->c.queue)), 0);
 }
 
 static void guest_free(struct guest *g)
@@ -223,7 +223,7 @@ static void a_stopped_queue_goes_on_where_it_was(void)
 	for (int i = 0; i < 200; i++) {
 		ask_asleep(&g);
 		guest_stop(&g);
-		cfg.base = virtq_base(blk_queue_virtq(g.c.queue));
+		cfg.base = virtq_base(&blk_queue_base(g.c.queue)->vq);
 		CHECK_EQ(blk_queue_bind(g.c.queue, &cfg, g.c.table), 0);
 		CHECK_EQ(worker_start_queue(worker, blk_lane_base(lane), blk_queue_base(g.c.queue), g.kick), 0);
 		await_state(&g.c, QUEUE_RUNNING);
@@ -295,7 +295,7 @@ static void stopping_what_never_started_is_answered(void)
 
 	start("null", WAIT_OFF);
 	client_make(&c, dev, 0, 64, 0, -1, -1);
-	blk_queue_set_state(c.queue, QUEUE_BROKEN);
+	queue_set_state(blk_queue_base(c.queue), QUEUE_BROKEN);
 	CHECK_EQ(worker_stop_queue(worker, blk_queue_base(c.queue)), 0);
 	await_state(&c, QUEUE_STOPPED);
 	client_free(&c);
@@ -316,12 +316,12 @@ static void leaving_finishes_what_is_in_flight(int strategy)
 	while (load_relaxed(&blk_queue_stats(g.c.queue)->requests[BLK_FLUSH]) == 0)
 		cpu_relax();
 	stop(); /* with the queue running */
-	CHECK_EQ(blk_queue_state(g.c.queue), QUEUE_STOPPED);
-	CHECK_EQ(blk_queue_in_flight(g.c.queue), 0);
+	CHECK_EQ(queue_state(blk_queue_base(g.c.queue)), QUEUE_STOPPED);
+	CHECK_EQ(queue_in_flight(blk_queue_base(g.c.queue)), 0);
 	while (driver_poll_used(g.c.driver, &used, 1) == 1)
 		came_back++;
 	/* All that was popped was answered; what was not popped is still in the ring for a successor. */
-	CHECK_EQ(came_back, (int)virtq_base(blk_queue_virtq(g.c.queue)));
+	CHECK_EQ(came_back, (int)virtq_base(&blk_queue_base(g.c.queue)->vq));
 	guest_free(&g);
 }
 
@@ -382,7 +382,7 @@ static void a_queue_whose_memory_went_before_it_started_says_so(int strategy)
 	CHECK_EQ(worker_start_queue(worker, blk_lane_base(lane), blk_queue_base(g.c.queue), g.kick), 0);
 	CHECK(write(g.kick, &one, 8) == 8);
 	await_state(&g.c, QUEUE_BROKEN);
-	CHECK_EQ(blk_queue_virtq(g.c.queue)->fault, VIRTQ_FAULT_MEMORY_GONE);
+	CHECK_EQ(blk_queue_base(g.c.queue)->vq.fault, VIRTQ_FAULT_MEMORY_GONE);
 	guest_stop(&g);
 	guest_free(&g);
 	stop();

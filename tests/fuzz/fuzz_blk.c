@@ -50,16 +50,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	stats = blk_queue_stats(queue);
 	finished = total(stats->requests, BLK_OPS);
-	MUST(blk_lane_add(lane, queue) == 0);
+	MUST(lane_add(blk_lane_base(lane), blk_queue_base(queue)) == 0);
 	/* A packed driver's input may offer itself for ever, as each use writes the ring; turns are what we bound. */
 	while (blk_lane_poll(lane) > 0 && turns++ < 64)
 		;
-	blk_queue_set_state(queue, QUEUE_STOPPING);
-	while (blk_queue_in_flight(queue) > 0)
+	queue_set_state(blk_queue_base(queue), QUEUE_STOPPING);
+	while (queue_in_flight(blk_queue_base(queue)) > 0)
 		MUST(blk_lane_poll(lane) > 0);
-	blk_lane_remove(lane, queue);
-	blk_queue_set_state(queue, QUEUE_STOPPED);
-	MUST(blk_queue_virtq(queue)->unpublished == 0);
+	lane_remove(blk_lane_base(lane), blk_queue_base(queue));
+	queue_set_state(blk_queue_base(queue), QUEUE_STOPPED);
+	MUST(blk_queue_base(queue)->vq.unpublished == 0);
 	MUST(total(stats->requests, BLK_OPS) - finished <= 32 * 66);
 	return 0;
 }
