@@ -146,6 +146,13 @@ class MetricsConfig:
             raise UsageError("--metrics-socket is empty: give the path of the socket to make")
 
 
+def check_paths(socket: SocketConfig, metrics: MetricsConfig) -> None:
+    """Check that two sockets aren't to be made at one path. Raises UsageError."""
+    paths = socket.path, metrics.path
+    if None not in paths and len({os.path.abspath(path) for path in paths if path}) == 1:  # noqa: PTH100
+        raise UsageError(f"--metrics-socket {metrics.path}: is the --socket-path; give another path")
+
+
 @dataclass(frozen=True, kw_only=True)
 class BlkConfig:
     """One block device: what is behind it, who may connect, who serves it."""
@@ -166,9 +173,7 @@ class BlkConfig:
 
     def __post_init__(self) -> None:
         """Check what the options say about each other. Raises UsageError."""
-        paths = self.socket.path, self.metrics.path
-        if None not in paths and len({os.path.abspath(path) for path in paths if path}) == 1:  # noqa: PTH100
-            raise UsageError(f"--metrics-socket {self.metrics.path}: is the --socket-path; give another path")
+        check_paths(self.socket, self.metrics)
         if self.engine == "null":
             if self.blk_file is not None:
                 raise UsageError("--engine null has no file behind it: give --size instead of --blk-file")

@@ -7,10 +7,13 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from kpoll.vhost._core import ffi, lib
+from kpoll.vhost.device import DeviceError
+from kpoll.vhost.features import ProtocolFeature
 
 from .errors import KpollError
-from .net_config import NetFeature, NetStatus, config_space, device_features, usable_offloads
+from .net_config import MTU_MAX, MTU_MIN, NetFeature, NetStatus, config_space, device_features, usable_offloads
 from .net_queue import NetQueue
+from .net_rarp import rarp_frame
 from .service import WorkerDevice
 from .worker import Worker
 
@@ -70,6 +73,21 @@ class NetDevice(WorkerDevice):
         """Have the tap leave to the guest what it negotiated, and nothing else. Raises OSError."""
         if self.ports.tap is not None and self.ports.tap.attached:
             self.ports.tap.set_features(usable_offloads(features))
+
+    def protocol_features(self) -> int:
+        """Take an MTU from the front-end; announce the guest where the back-end has a way to."""
+        return ProtocolFeature.MTU | (ProtocolFeature.RARP if self.ports.send is not None else 0)
+
+    def set_mtu(self, mtu: int) -> None:
+        """Agree to an MTU that the front-end tells the guest. Raises DeviceError."""
+        if not MTU_MIN <= mtu <= (MTU_MAX if self.mtu is None else self.mtu):
+            raise DeviceError(f"an MTU of {mtu}, not {MTU_MIN} to {MTU_MAX if self.mtu is None else self.mtu}")
+
+    def send_rarp(self, mac: bytes) -> None:
+        """Announce the guest. Raises OSError; DeviceError when that is no card's address."""
+        if mac[0] & 1 or self.ports.send is None:
+            raise DeviceError(f"{mac.hex(':')} can't be announced")
+        self.ports.send(rarp_frame(mac))
 
     async def set_link(self, *, up: bool) -> None:
         """Tell the guest that its cable was put in or taken out."""

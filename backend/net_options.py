@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from kpoll.vhost._core import lib
 
-from .config import QUEUES_MAX, LogConfig, MetricsConfig, SocketConfig
+from .config import QUEUES_MAX, LogConfig, MetricsConfig, SocketConfig, check_paths
 from .errors import UsageError
 from .net_config import MTU_MAX, MTU_MIN
 
@@ -334,9 +334,7 @@ class NetConfig:
 
     def __post_init__(self) -> None:
         """Check ranges, and what the options say about each other. Raises UsageError."""
-        paths = self.socket.path, self.metrics.path
-        if None not in paths and len({os.path.abspath(path) for path in paths if path}) == 1:  # noqa: PTH100
-            raise UsageError(f"--metrics-socket {self.metrics.path}: is the --socket-path; give another path")
+        check_paths(self.socket, self.metrics)
         if self.mtu is not None and not MTU_MIN <= self.mtu <= MTU_MAX:
             raise UsageError(f"--mtu {self.mtu}: give {MTU_MIN} to {MTU_MAX} bytes")
         if not 1 <= self.num_queue_pairs <= PAIRS_MAX:

@@ -12,6 +12,7 @@ from kpoll.vhost._core import ffi, lib
 from .errors import KpollError, UsageError
 from .net_config import NO_OFFLOADS, SOFT_OFFLOADS, NetFeature
 from .net_options import EchoBackend, NullBackend, UdpBackend, VxlanBackend, XdpBackend
+from .net_rarp import send_by_tap, send_by_udp, send_by_vxlan
 from .net_tap import Tap, open_tap
 from .net_udp import open_udp
 from .net_vxlan import open_vxlan
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .net_options import NetConfig
+    from .net_rarp import type_send
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Ports:
         xdp: The interface, if it is one whose queues are ours.
         mtu: What the guest's should be, if the back-end knows.
         sock: The socket, if it is one.
+        send: Sends one frame, beside what the guest sends; None where that can't be.
 
     """
 
@@ -44,6 +47,7 @@ class Ports:
     xdp: Xdp | None = None
     mtu: int | None = None
     sock: socket.socket | None = None
+    send: type_send | None = None
 
 
 def _made(error: int, out: Any, config: NetConfig, stack: ExitStack) -> Any:
@@ -58,7 +62,7 @@ def open_ports(config: NetConfig) -> Iterator[Ports]:
     """Open the back-end of `config`; close it on leaving, when no worker runs any more. Raises KpollError."""
     pairs = config.num_queue_pairs
     with ExitStack() as stack:
-        tap = xdp = mtu = sock = None
+        tap = xdp = mtu = sock = send = None
         offloads = NO_OFFLOADS
         handles = []
         match config.backend:
@@ -76,12 +80,14 @@ def open_ports(config: NetConfig) -> Iterator[Ports]:
                 out = ffi.new("struct net_port **")
                 if isinstance(backend, UdpBackend):
                     sock = stack.enter_context(open_udp(backend))
+                    send = send_by_udp(sock)
                     error = lib.net_port_udp(out, sock.fileno())
                 else:
                     tunnel = stack.enter_context(open_vxlan(backend))
                     sock = tunnel.sock
                     error = lib.net_port_vxlan(out, sock.fileno(), backend.vni, tunnel.probe.fileno())
                     mtu = tunnel.mtu
+                    send = send_by_vxlan(sock, backend.vni, tunnel.probe.getpeername())
                 handles.append(_made(error, out, config, stack))
                 offloads = SOFT_OFFLOADS
             case XdpBackend() as backend:
@@ -91,7 +97,8 @@ def open_ports(config: NetConfig) -> Iterator[Ports]:
             case backend:
                 tap = stack.enter_context(open_tap(backend, pairs=pairs, mac=config.mac))
                 offloads = tap.offloads
+                send = send_by_tap(tap)
                 for fd in tap.fds:
                     out = ffi.new("struct net_port **")
                     handles.append(_made(lib.net_port_tap(out, fd), out, config, stack))
-        yield Ports(tuple(handles), offloads, tap, xdp, mtu, sock)
+        yield Ports(tuple(handles), offloads, tap, xdp, mtu, sock, send)

@@ -117,6 +117,30 @@ class Device(ABC):
         """Take note of the negotiated virtio feature bits, a subset of `features()`. No vring runs meanwhile."""
         del features
 
+    def set_mtu(self, mtu: int) -> None:
+        """Take note of the MTU that a front-end tells its guest (NET_SET_MTU); for who has MTU in `protocol_features`.
+
+        Args:
+            mtu: In bytes, whatever the front-end sent.
+
+        Raises:
+            DeviceError: It can't be.
+
+        """
+        raise DeviceError(f"no MTU can be set, not {mtu}")
+
+    def send_rarp(self, mac: bytes) -> None:
+        """Announce a guest that has moved here (SEND_RARP); for who has RARP in `protocol_features`.
+
+        Args:
+            mac: Its address, six bytes, whatever the front-end sent.
+
+        Raises:
+            OSError, DeviceError: It can't be.
+
+        """
+        raise DeviceError(f"{mac.hex(':')} can't be announced")
+
     async def settle(self) -> None:
         """Finish what `set_config` or `set_features` began, before the front-end is answered. No vring runs meanwhile.
 

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kpoll.vhost._core import ffi, lib
+from kpoll.vhost.descriptors import discard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+    from kpoll.vhost.connection import Fds
     from kpoll.vhost.payloads import MemoryRegion
 
 MEM_SLOTS_MAX: int = lib.MEM_REGIONS_MAX
@@ -162,3 +164,20 @@ class MemoryTable:
         data = ffi.new("uint8_t[]", length)
         _check(lib.mem_read_gpa(self.handle, data, gpa, length), f"guest address {gpa:#x}")
         return bytes(ffi.buffer(data))
+
+
+def map_regions(present: Sequence[MappedRegion], regions: Sequence[MemoryRegion], fds: Fds) -> MemoryTable:
+    """Map regions and make a table of them and those already present; on failure nothing is left mapped of it."""
+    mapped: list[MappedRegion] = []
+    try:
+        for region in regions:
+            fd = fds.take()
+            try:
+                mapped.append(map_region(region, fd))
+            finally:
+                discard(fd)
+        return MemoryTable([*present, *mapped])
+    except BaseException:
+        for region_mapped in mapped:
+            region_mapped.unmap()
+        raise

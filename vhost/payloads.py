@@ -75,6 +75,26 @@ class U64:
 
 
 @dataclass(frozen=True)
+class MacAddress:
+    """The u64 of SEND_RARP: six bytes in the order of the wire, and two that mean nothing."""
+
+    mac: bytes
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("=6s2x")
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """Read the wire form. Raises MessageError for another size."""
+        if len(data) != cls.LAYOUT.size:
+            raise MessageError(f"MAC address of {len(data)} bytes, not {cls.LAYOUT.size}")
+        return cls(*cls.LAYOUT.unpack(data))
+
+    def pack(self) -> bytes:
+        """Give the wire form."""
+        return self.LAYOUT.pack(self.mac)
+
+
+@dataclass(frozen=True)
 class VringFd:
     """The u64 of SET_VRING_KICK, _CALL and _ERR: bits 0-7 the vring index, bit 8 the invalid FD flag."""
 
@@ -252,4 +272,4 @@ class Config:
         return self.LAYOUT.pack(self.offset, self.size, self.flags) + self.data
 
 
-Payload = Empty | U64 | VringFd | VringState | VringAddr | MemoryRegions | SingleMemoryRegion | Config
+Payload = Empty | U64 | MacAddress | VringFd | VringState | VringAddr | MemoryRegions | SingleMemoryRegion | Config

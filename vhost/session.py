@@ -17,13 +17,13 @@ import trio
 from kpoll.vhost.descriptors import discard, is_unix_socket
 from kpoll.vhost.device import DeviceError
 from kpoll.vhost.features import ProtocolFeature, VirtioFeature, names, without
-from kpoll.vhost.memory import MEM_SLOTS_MAX, MemoryTable, map_region
+from kpoll.vhost.memory import MEM_SLOTS_MAX, MemoryTable, map_regions
 from kpoll.vhost.messages import RULES, BackendRequest, Request, pack_reply, pack_request, parse
 from kpoll.vhost.payloads import (
     U64,
     Config,
     Empty,
-    MemoryRegion,
+    MacAddress,
     MemoryRegions,
     MessageError,
     Payload,
@@ -36,13 +36,12 @@ from kpoll.vhost.vring import check_doorbell
 from kpoll.vhost.vrings import Vrings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from structlog.typing import FilteringBoundLogger
 
     from kpoll.vhost.connection import Fds, Received
     from kpoll.vhost.device import Device
-    from kpoll.vhost.memory import MappedRegion
     from kpoll.vhost.messages import Header
 
 PROTOCOL_FEATURES = (
@@ -177,6 +176,20 @@ class Session:
     async def _get_queue_num(self, _: Empty, __: Fds) -> U64:
         return U64(self._device.num_queues)
 
+    # What only network cards offer.
+
+    async def _net_set_mtu(self, payload: U64, _: Fds) -> None:
+        self._need(ProtocolFeature.MTU)
+        self._device.set_mtu(payload.value)
+
+    async def _send_rarp(self, payload: MacAddress, _: Fds) -> None:
+        self._need(ProtocolFeature.RARP)
+        self._device.send_rarp(payload.mac)
+
+    def _need(self, feature: ProtocolFeature) -> None:
+        if not self._protocol_features & feature:
+            raise MessageError(f"{feature.name} was not negotiated")
+
     # Ownership, status and reset.
 
     async def _set_owner(self, _: Empty, __: Fds) -> None:
@@ -222,7 +235,7 @@ class Session:
     async def _set_mem_table(self, payload: MemoryRegions, fds: Fds) -> None:
         if len(fds) != len(payload.regions):
             raise MessageError(f"{len(payload.regions)} memory regions with {len(fds)} file descriptors")
-        await self._replace_memory(_map((), payload.regions, fds))
+        await self._replace_memory(map_regions((), payload.regions, fds))
 
     async def _get_max_mem_slots(self, _: Empty, __: Fds) -> U64:
         return U64(MEM_SLOTS_MAX)
@@ -231,7 +244,7 @@ class Session:
         present = self._vrings.memory.regions if self._vrings.memory else ()
         if len(present) >= MEM_SLOTS_MAX:
             raise MessageError(f"all {MEM_SLOTS_MAX} memory slots are in use")
-        await self._replace_memory(_map(present, (payload.region,), fds))
+        await self._replace_memory(map_regions(present, (payload.region,), fds))
 
     async def _rem_mem_reg(self, payload: SingleMemoryRegion, _: Fds) -> None:
         memory = self._vrings.memory
@@ -356,6 +369,8 @@ class Session:
         Request.SET_PROTOCOL_FEATURES: _set_protocol_features,
         Request.GET_QUEUE_NUM: _get_queue_num,
         Request.SET_VRING_ENABLE: _set_vring_enable,
+        Request.NET_SET_MTU: _net_set_mtu,
+        Request.SEND_RARP: _send_rarp,
         Request.SET_BACKEND_REQ_FD: _set_backend_req_fd,
         Request.GET_CONFIG: _get_config,
         Request.SET_CONFIG: _set_config,
@@ -381,20 +396,3 @@ def _take(payload: VringFd, fds: Fds) -> int | None:
     if len(fds):
         raise MessageError("a file descriptor beside the invalid FD flag")
     return None
-
-
-def _map(present: Sequence[MappedRegion], regions: Sequence[MemoryRegion], fds: Fds) -> MemoryTable:
-    """Map regions and make a table of them and those already present; on failure nothing is left mapped of it."""
-    mapped: list[MappedRegion] = []
-    try:
-        for region in regions:
-            fd = fds.take()
-            try:
-                mapped.append(map_region(region, fd))
-            finally:
-                discard(fd)
-        return MemoryTable([*present, *mapped])
-    except BaseException:
-        for region_mapped in mapped:
-            region_mapped.unmap()
-        raise

@@ -5,18 +5,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
 import subprocess
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.cli.harness import KPOLL, Daemon, refused, run
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 KEEP_FILE_PERMISSIONS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
 
@@ -268,6 +266,16 @@ def test_help_lists_every_option_of_the_contract() -> None:
         "--print-capabilities",
     ]:
         assert option in text
+
+
+@pytest.mark.parametrize("kind", ["blk", "net"])
+def test_the_description_for_management_software_says_what_the_program_says_of_itself(kind: str) -> None:
+    described = json.loads((Path(__file__).parents[2] / f"backend/data/50-kpoll-{kind}.json").read_text())
+    capable = json.loads(run(kind, "--print-capabilities").stdout)
+    assert {key: described.get(key) for key in ("type", "features")} == {
+        key: capable.get(key) for key in ("type", "features")
+    }
+    assert described["binary"] == f"/usr/bin/kpoll-{kind}"
 
 
 def test_kpoll_blk_is_the_same_program_under_its_own_name() -> None:

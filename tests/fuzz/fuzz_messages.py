@@ -27,7 +27,7 @@ with atheris.instrument_imports(include=["kpoll.vhost"]):
 
     from kpoll.vhost.connection import Fds, Received
     from kpoll.vhost.descriptors import wait_discarded
-    from kpoll.vhost.features import VirtioFeature
+    from kpoll.vhost.features import ProtocolFeature, VirtioFeature
     from kpoll.vhost.memory import survive_truncation
     from kpoll.vhost.messages import RULES, Header, Request, pack_request
     from kpoll.vhost.payloads import (
@@ -35,6 +35,7 @@ with atheris.instrument_imports(include=["kpoll.vhost"]):
         U64,
         Config,
         Empty,
+        MacAddress,
         MemoryRegion,
         MemoryRegions,
         MessageError,
@@ -47,6 +48,7 @@ with atheris.instrument_imports(include=["kpoll.vhost"]):
     from tests.wire.harness import AVAIL, DESC, SIZE, USED, RecordingDevice, resources
 
 MESSAGES_MAX = 64
+CARD = ProtocolFeature.MTU | ProtocolFeature.RARP
 
 
 def drop(_logger: object, _method: str, _event: object) -> str:
@@ -109,7 +111,9 @@ def one(kind: int) -> bytes:
 
 async def play(data: bytes) -> None:
     """Feed a session, which must end in order whatever it was fed."""
-    session = Session(RecordingDevice(), LOG)
+    device = RecordingDevice()
+    device.extra_protocol_features = CARD
+    session = Session(device, LOG)
     sequence = messages(data)
     try:
         for message in sequence:
@@ -175,6 +179,11 @@ def seeds() -> dict[str, bytes]:
     config = message(Request.GET_CONFIG, Config(0, 60, 0, bytes(60)))
     config += message(Request.SET_CONFIG, Config(32, 1, 0, b"\1"))
     config += message(Request.SET_BACKEND_REQ_FD, Empty(), 1, STREAM)
+    card = (
+        message(Request.SET_PROTOCOL_FEATURES, U64(PROTOCOL_FEATURES | CARD))
+        + message(Request.NET_SET_MTU, U64(1500))
+        + message(Request.SEND_RARP, MacAddress(b"\x52\x54\0\0\0\1"))
+    )
     end = message(Request.GET_VRING_BASE, VringState(0, 0)) + message(Request.REM_MEM_REG, region)
     reset = message(Request.RESET_OWNER, Empty()) + message(Request.RESET_DEVICE, Empty())
     status = message(Request.SET_STATUS, U64(15)) + message(Request.GET_STATUS, Empty())
@@ -187,6 +196,7 @@ def seeds() -> dict[str, bytes]:
         "replaced": negotiation + memory + vring + slots + memory + end + vring,
         "reset": negotiation + memory + vring + status + vring + reset + vring,
         "old": memory + vring,
+        "card": negotiation + card,
     }
 
 

@@ -16,6 +16,7 @@ from kpoll.vhost.payloads import (
     U64,
     Config,
     Empty,
+    MacAddress,
     MemoryRegion,
     MemoryRegions,
     MessageError,
@@ -33,6 +34,7 @@ regions = st.builds(MemoryRegion, half, half, half, half)
 PAYLOADS: dict[type[Payload], st.SearchStrategy[Payload]] = {
     Empty: st.just(Empty()),
     U64: st.builds(U64, u64),
+    MacAddress: st.builds(MacAddress, st.binary(min_size=6, max_size=6)),
     VringFd: st.builds(VringFd, st.integers(0, 255), st.booleans()),
     VringState: st.builds(VringState, u32, u32),
     VringAddr: st.builds(VringAddr, u32, u32, u64, u64, u64, u64),

@@ -62,6 +62,7 @@ class RecordingDevice(Device):
         self.calls: list[tuple[Any, ...]] = []
         self.running: dict[int, tuple[VringConfig, Virtqueue]] = {}
         self.hold_stops = False
+        self.extra_protocol_features = 0
         self.stopping = threading.Event()
         self.release = threading.Event()
 
@@ -72,6 +73,10 @@ class RecordingDevice(Device):
     def feature_names(self) -> type[IntFlag]:
         """Name the bit of its own."""
         return RecordingFeature
+
+    def protocol_features(self) -> int:
+        """Offer what only some devices do."""
+        return self.extra_protocol_features
 
     def get_config(self, offset: int, size: int) -> bytes:
         """Give a space of 60 bytes, and an error beyond 1024."""
@@ -89,6 +94,16 @@ class RecordingDevice(Device):
         """Write it down; no vring runs meanwhile."""
         assert not self.running
         self.calls.append(("set_features", features))
+
+    def set_mtu(self, mtu: int) -> None:
+        """Take what a jumbo frame holds."""
+        if mtu > 9000:
+            raise DeviceError("too much")
+        self.calls.append(("set_mtu", mtu))
+
+    def send_rarp(self, mac: bytes) -> None:
+        """Write it down."""
+        self.calls.append(("send_rarp", mac))
 
     async def start_vring(self, vring: VringConfig) -> None:
         """Bind a virtqueue, which checks the addresses."""
