@@ -11,7 +11,6 @@ per second of the CPU time that they took: the same where a back-end is busy all
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import socket
@@ -29,6 +28,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from kpoll.backend.bench.cable import FAR, NEAR, cable, new_network
 from kpoll.backend.bench.compare import RESULTS, WARMUP_S, Bar, choose_cpus, host, main, type_metric, warn_if_busy
 from kpoll.backend.bench.net import NetLoad, run_net
 from kpoll.backend.bench.peers import kpoll_net, running, testpmd
@@ -46,7 +46,6 @@ METRICS: Final[dict[type_metric, Callable[[NetReport], float]]] = {
     "M/CPU s": lambda report: 1e3 / (report.cpu_ns_per_packet or float("nan")),
     "p50 µs": lambda report: float("nan") if report.rtt is None else report.rtt.p50 / 1e3,
 }
-_CLONE_NEWNET: Final = 0x40000000
 _TAP: Final = "bench0"
 _VXLAN_HEADER: Final = 8  # RFC 7348 §5
 
@@ -103,6 +102,18 @@ def theirs(mode: str, load: dict[str, Any], *options: str, metric: type_metric =
     return lambda place: _drive(testpmd(mode, place.sock, place.cpus[0], *options), place, "testpmd", load, metric)
 
 
+def over_the_cable(*options: str) -> type_side:
+    """Measure round trips of a card over UDP, with what comes out at the path's other end sent back there."""
+    path = f"udp:{NEAR[0]}:{NEAR[1]},{FAR[0]}:{FAR[1]}"
+
+    def side(place: Place) -> float:
+        with cable() as reflector:
+            load = {"mode": "echo", "reflector": reflector}
+            return _drive(kpoll_net(path, place.sock, *options), place, "kpoll-net", load, "p50 µs")
+
+    return side
+
+
 def _on_the_backend_s_cpu(place: Place, loop: Callable[[], float]) -> float:
     os.sched_setaffinity(0, {place.cpus[0]})
     try:
@@ -130,7 +141,7 @@ class Case:
     name: str
     kpoll: type_side
     other: type_side
-    peer: Literal["testpmd", "raw"]
+    peer: Literal["testpmd", "raw", "off"]  # off: kpoll without polling
     bar: Bar | None
     metric: type_metric = "Mpps"
 
@@ -161,7 +172,14 @@ def _cases_of(size: int) -> list[Case]:
     ]
 
 
-CASES: Final = (*_cases_of(64), *_cases_of(1500))
+_QUICKER: Final = Bar("p50 µs", "<=", 0.65)
+_POLLED = over_the_cable("--busy-poll-us", "100")
+
+CASES: Final = (
+    *_cases_of(64),
+    *_cases_of(1500),
+    Case("udp-rtt-64", _POLLED, over_the_cable("--poll", "off"), "off", _QUICKER, "p50 µs"),
+)
 
 
 @dataclass
@@ -232,8 +250,7 @@ def as_dict(cases: list[Case], results: Results) -> dict[str, Any]:
 @contextmanager
 def own_network() -> Iterator[socket.socket]:
     """Move into a network of our own, with a loopback interface and a tap; gives a UDP socket that nobody reads."""
-    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET):
-        raise KpollError(f"a network namespace: {os.strerror(ctypes.get_errno())}; run as root")
+    new_network()
     raise_link("lo")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink, lasting_tap(_TAP):
         sink.bind(("127.0.0.1", 0))
