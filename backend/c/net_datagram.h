@@ -61,6 +61,8 @@ struct net_datagram {
 	/* rx: messages that were received, and how many bytes of the next of them have been handed out */
 	unsigned received, next;
 	uint32_t at;
+	uint32_t size;    /* of each datagram in it, but the last */
+	bool foreign;     /* it isn't from the peer */
 	uint8_t *buffers; /* in untouched pages until first used */
 	struct mmsghdr rx_hdrs[NET_BATCH];
 	struct rx_message rx[NET_BATCH];

@@ -105,8 +105,13 @@ static void take(struct net_datagram *dg, struct net_frame *f)
 	struct mmsghdr *mmsg = &dg->rx_hdrs[dg->next];
 	struct rx_message *msg = &dg->rx[dg->next];
 	const uint8_t *at = (const uint8_t *)msg->iov.iov_base + dg->at;
-	uint32_t len = segment_size(mmsg);
+	uint32_t len;
 
+	if (dg->at == 0) {
+		dg->size = segment_size(mmsg);
+		dg->foreign = dg->peer_len && !from_peer(dg, &msg->from);
+	}
+	len = dg->size;
 	if (len > mmsg->msg_len - dg->at)
 		len = mmsg->msg_len - dg->at;
 	dg->at += len;
@@ -114,7 +119,7 @@ static void take(struct net_datagram *dg, struct net_frame *f)
 		dg->next++;
 		dg->at = 0;
 	}
-	if (dg->peer_len && (!from_peer(dg, &msg->from) || len < dg->encap_len || !encap_is_ours(dg, at))) {
+	if (dg->encap_len && (dg->foreign || len < dg->encap_len || !encap_is_ours(dg, at))) {
 		f->error = -EPROTO;
 		return;
 	}

@@ -14,15 +14,15 @@ import subprocess
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import pytest
 
 from kpoll.vhost.driver import Buffer
 from tests.cli.harness import Daemon, scraped
-from tests.cli.test_net import BUFFERS, HEADER, ROOM, Card
-from tests.netns import in_own_network
+from tests.cli.test_net import BUFFERS, FRAME, HEADER, ROOM, Card
+from tests.netns import in_own_network, set_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -242,3 +242,20 @@ def receive_nothing_from_strangers(linux: int, stranger: str, ours: str, metrics
     deadline = time.monotonic() + PATIENCE_S
     while not scraped(metrics, "kpoll_net_drops_total", direction="rx", reason="foreign"):
         assert time.monotonic() < deadline
+
+
+@in_own_network
+def test_two_guests_share_a_segment(tmp_path: Path) -> None:
+    set_up("lo")
+    ends = ("127.0.0.1", "127.0.0.2"), ("127.0.0.2", "127.0.0.1")
+    with ExitStack() as stack:
+        guests = []
+        for i, (ours, theirs) in enumerate(ends):
+            backend = f"vxlan:vni={VNI},local={ours},remote={theirs}"
+            daemon = stack.enter_context(Daemon("net", "--backend", backend, "--socket-path", tmp_path / str(i)))
+            daemon.logged("listening")
+            guests.append(stack.enter_context(Guest(tmp_path / str(i))))
+        for one, other in (guests, guests[::-1]):
+            for _ in range(3):
+                one.send(FRAME)
+                assert other.next_frame(lambda frame: frame == FRAME)
