@@ -40,7 +40,7 @@ def raced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library(tmp_path_factory.mktemp("raced"), *RACES)
 
 
-@pytest.mark.parametrize("name", ["test_wait", "test_worker"])
+@pytest.mark.parametrize("name", ["test_wait", "test_worker", "test_net_udp"])
 def test_program_without_data_races(name: str, raced: Path, tmp_path: Path) -> None:
     """Build the programs that have several threads under TSan, and run them.
 
