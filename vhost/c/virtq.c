@@ -56,6 +56,7 @@ int virtq_init(struct virtq *q, const struct virtq_config *cfg, const struct mem
 		return -EINVAL;
 	memset(q, 0, sizeof(*q));
 	q->mem = mem;
+	q->near = mem->regions;
 	q->size = cfg->size;
 	q->packed = cfg->features >> VIRTIO_F_RING_PACKED & 1;
 	q->event_idx = cfg->features >> VIRTIO_RING_F_EVENT_IDX & 1;
@@ -88,12 +89,26 @@ bool virtq_more(struct virtq *q)
 
 int virtq_pop(struct virtq *q, struct virtq_chain *chain, struct iovec *iov, unsigned cap)
 {
-	struct virtq_gather gather = { chain, iov, cap };
-
 	if (unlikely(q->fault != VIRTQ_FAULT_NONE))
 		return -EPROTO;
-	*chain = (struct virtq_chain){ 0 };
-	return q->packed ? virtq_packed_pop(q, &gather) : virtq_split_pop(q, &gather);
+	return q->packed ? virtq_packed_pop(q, chain, iov, cap) : virtq_split_pop(q, chain, iov, cap);
+}
+
+unsigned virtq_pop_burst(struct virtq *q, const struct virtq_burst *b)
+{
+	if (unlikely(q->fault != VIRTQ_FAULT_NONE))
+		return 0;
+	return q->packed ? virtq_packed_pop_burst(q, b) : virtq_split_pop_burst(q, b);
+}
+
+void *virtq_find(struct virtq *q, uint64_t gpa, uint64_t len)
+{
+	const struct mem_region *r = mem_find_gpa(q->mem, gpa);
+
+	if (!r)
+		return NULL;
+	q->near = r;
+	return len <= r->size - (gpa - r->gpa) ? r->ptr + (gpa - r->gpa) : NULL;
 }
 
 int virtq_gather_rare(struct virtq *q, struct virtq_gather *g, uint64_t addr_gpa, uint32_t len, bool writable)
@@ -154,6 +169,14 @@ void virtq_push(struct virtq *q, const struct virtq_chain *chain, uint32_t len)
 		virtq_packed_push(q, chain, len);
 	else
 		virtq_split_push(q, chain, len);
+}
+
+void virtq_push_burst(struct virtq *q, const struct virtq_chain *chains, unsigned n)
+{
+	if (q->packed)
+		virtq_packed_push_burst(q, chains, n);
+	else
+		virtq_split_push_burst(q, chains, n);
 }
 
 void virtq_publish(struct virtq *q)

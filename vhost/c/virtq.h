@@ -59,6 +59,8 @@ struct virtq_config {
 };
 
 struct virtq {
+	const struct mem_region *near; /* where the last buffer was found: the next one's is most likely the same */
+
 	/* Written at set-up only. */
 	const struct mem_table *mem;
 	union {
@@ -115,6 +117,26 @@ bool virtq_more(struct virtq *q);
  */
 int virtq_pop(struct virtq *q, struct virtq_chain *chain, struct iovec *iov, unsigned cap);
 
+/* Where a burst of chains goes. */
+struct virtq_burst {
+	struct virtq_chain *chains;
+	unsigned max; /* room in chains */
+	/* Receives the buffers of one chain after the other, with @gap entries left free before each chain's. */
+	struct iovec *iov;
+	unsigned cap;     /* room in iov */
+	unsigned seg_max; /* most buffers of one chain, as virtq_pop()'s cap */
+	unsigned gap;
+};
+
+/**
+ * virtq_pop_burst() - Take the next available chains, while there are any and @b has room for the longest
+ *
+ * As virtq_pop() again and again, but that the avail index is read once.
+ *
+ * Return: how many. When @q->fault is set, the chain after them is the one that did not check out.
+ */
+unsigned virtq_pop_burst(struct virtq *q, const struct virtq_burst *b);
+
 /**
  * virtq_unpop() - Take back the last pop: the chain is the next that virtq_pop() returns
  * @chain:	Popped last of all that were neither pushed nor unpopped
@@ -126,6 +148,9 @@ void virtq_unpop(struct virtq *q, const struct virtq_chain *chain);
 
 /* virtq_push() - Give a chain back with @len bytes written to it; the driver sees it after virtq_publish() */
 void virtq_push(struct virtq *q, const struct virtq_chain *chain, uint32_t len);
+
+/* virtq_push_burst() - Give chains back with nothing written to them */
+void virtq_push_burst(struct virtq *q, const struct virtq_chain *chains, unsigned n);
 
 /* virtq_publish() - Let the driver see all pushes, and call it (write call_fd) if it wants that */
 void virtq_publish(struct virtq *q);

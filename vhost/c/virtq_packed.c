@@ -87,7 +87,7 @@ bool virtq_packed_more(struct virtq *q)
 /* §2.8.7: an indirect table's entries are read in order; of their flags only WRITE counts. */
 static int gather_indirect(struct virtq *q, struct virtq_gather *g, uint64_t table_gpa, int entries)
 {
-	const struct vring_packed_desc *table = mem_gpa(q->mem, table_gpa, (uint64_t)entries * sizeof(*table));
+	const struct vring_packed_desc *table = virtq_at(q, table_gpa, (uint64_t)entries * sizeof(*table));
 
 	for (int i = 0; i < entries; i++) {
 		struct vring_packed_desc d;
@@ -104,21 +104,16 @@ static int gather_indirect(struct virtq *q, struct virtq_gather *g, uint64_t tab
 	return 0;
 }
 
-int virtq_packed_pop(struct virtq *q, struct virtq_gather *g)
+/* Walk the ring from the next slot on, of which @d is a copy. Return: 0 or -EPROTO */
+static int gather_chain(struct virtq *q, struct virtq_chain *chain, struct iovec *iov, unsigned cap,
+			struct vring_packed_desc d)
 {
-	struct vring_packed_desc d;
-	uint16_t slot = q->avail_idx, ndesc = 0;
+	struct virtq_gather *g = &(struct virtq_gather){ chain, iov, cap };
+	uint16_t slot = q->avail_idx;
 	bool wrap = q->avail_wrap;
 
-	/* Pairs with the driver's barrier before it stores the first descriptor's flags (§2.8.21.1). */
-	if (!is_available(load_acquire(&q->ring[slot].flags), wrap))
-		return 0;
-	do {
-		if (unlikely(ndesc == q->size))
-			return virtq_fail(q, VIRTQ_FAULT_LOOP);
-		d = virtq_copy_packed_desc(&q->ring[slot]);
-		if (unlikely(!is_available(d.flags, wrap)))
-			return virtq_fail(q, VIRTQ_FAULT_INCOMPLETE);
+	*chain = (struct virtq_chain){ 0 };
+	for (;;) {
 		if (d.flags & VRING_DESC_F_INDIRECT) {
 			int entries = virtq_check_indirect(q, d.len, d.flags);
 
@@ -127,21 +122,72 @@ int virtq_packed_pop(struct virtq *q, struct virtq_gather *g)
 		} else if (virtq_gather_buffer(q, g, d.addr, d.len, d.flags & VRING_DESC_F_WRITE) < 0) {
 			return -EPROTO;
 		}
-		ndesc++;
+		chain->ndesc++;
+		if (!(d.flags & VRING_DESC_F_NEXT))
+			break;
+		if (unlikely(chain->ndesc == q->size))
+			return virtq_fail(q, VIRTQ_FAULT_LOOP);
 		if (++slot == q->size) {
 			slot = 0;
 			wrap = !wrap;
 		}
-	} while (d.flags & VRING_DESC_F_NEXT);
-
+		d = virtq_copy_packed_desc(&q->ring[slot]);
+		if (unlikely(!is_available(d.flags, wrap)))
+			return virtq_fail(q, VIRTQ_FAULT_INCOMPLETE);
+	}
 	if (unlikely(d.id >= q->size)) /* the last descriptor's id names the buffer (§2.8.6) */
 		return virtq_fail(q, VIRTQ_FAULT_BUFFER_ID);
-	g->chain->id = d.id;
-	g->chain->ndesc = ndesc;
-	q->avail_idx = slot;
-	q->avail_wrap = wrap;
-	look_at_next(q);
+	chain->id = d.id;
+	return 0;
+}
+
+/* Return: 1; 0 when nothing is available; -EPROTO. The caller does look_at_next(). */
+static inline __attribute__((always_inline)) int pop(struct virtq *q, struct virtq_chain *chain, struct iovec *iov,
+						     unsigned cap)
+{
+	struct vring_packed_desc d;
+
+	/* Pairs with the driver's barrier before it stores the first descriptor's flags (§2.8.21.1). */
+	if (!is_available(load_acquire(&q->ring[q->avail_idx].flags), q->avail_wrap))
+		return 0;
+	d = virtq_copy_packed_desc(&q->ring[q->avail_idx]);
+	if (unlikely(!is_available(d.flags, q->avail_wrap)))
+		return virtq_fail(q, VIRTQ_FAULT_INCOMPLETE);
+	if (unlikely(d.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT)) || unlikely(d.id >= q->size) ||
+	    !virtq_gather_single(q, chain, iov, cap, d.id, d.addr, d.len, d.flags & VRING_DESC_F_WRITE))
+		if (gather_chain(q, chain, iov, cap, d) < 0)
+			return -EPROTO;
+	q->avail_idx += chain->ndesc;
+	if (q->avail_idx >= q->size) {
+		q->avail_idx -= q->size;
+		q->avail_wrap = !q->avail_wrap;
+	}
 	return 1;
+}
+
+int virtq_packed_pop(struct virtq *q, struct virtq_chain *chain, struct iovec *iov, unsigned cap)
+{
+	int rc = pop(q, chain, iov, cap);
+
+	look_at_next(q);
+	return rc;
+}
+
+unsigned virtq_packed_pop_burst(struct virtq *q, const struct virtq_burst *b)
+{
+	const ptrdiff_t last = virtq_burst_last(b);
+	ptrdiff_t at = 0;
+	unsigned n;
+
+	for (n = 0; n < b->max && at <= last; n++) {
+		struct virtq_chain *chain = &b->chains[n];
+
+		if (pop(q, chain, b->iov + at + b->gap, b->seg_max) <= 0)
+			break;
+		at += b->gap + chain->out_count + chain->in_count;
+	}
+	look_at_next(q);
+	return n;
 }
 
 /* Its descriptors are as they were: used ones are written only over what was pushed, and that lies before them. */
@@ -155,7 +201,7 @@ void virtq_packed_unpop(struct virtq *q, const struct virtq_chain *chain)
 	look_at_next(q);
 }
 
-void virtq_packed_push(struct virtq *q, const struct virtq_chain *chain, uint32_t len)
+static inline void push(struct virtq *q, const struct virtq_chain *chain, uint32_t len)
 {
 	struct vring_packed_desc *d = &q->ring[q->used_idx];
 	uint16_t flags = (q->used_wrap ? AVAIL | USED : 0) | (len ? VRING_DESC_F_WRITE : 0);
@@ -172,6 +218,17 @@ void virtq_packed_push(struct virtq *q, const struct virtq_chain *chain, uint32_
 		q->used_idx -= q->size;
 		q->used_wrap = !q->used_wrap;
 	}
+}
+
+void virtq_packed_push(struct virtq *q, const struct virtq_chain *chain, uint32_t len)
+{
+	push(q, chain, len);
+}
+
+void virtq_packed_push_burst(struct virtq *q, const struct virtq_chain *chains, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		push(q, &chains[i], 0);
 }
 
 bool virtq_packed_publish(struct virtq *q)

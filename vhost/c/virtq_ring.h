@@ -43,6 +43,47 @@ struct virtq_gather {
 	unsigned cap;
 };
 
+/* Where the last of a burst's chains may start, if there is to be room for the longest; before iov when it isn't at all. */
+static inline ptrdiff_t virtq_burst_last(const struct virtq_burst *b)
+{
+	return (ptrdiff_t)b->cap - (ptrdiff_t)(b->gap + b->seg_max);
+}
+
+/* virtq_at() - As mem_gpa(), and remember where it was. virtq_find(): when it isn't where the last one was */
+void *virtq_find(struct virtq *q, uint64_t gpa, uint64_t len);
+static inline void *virtq_at(struct virtq *q, uint64_t gpa, uint64_t len)
+{
+	const struct mem_region *r = q->near;
+	uint64_t at = gpa - r->gpa; /* huge when gpa < r->gpa */
+
+	if (likely(at < r->size && len <= r->size - at))
+		return r->ptr + at;
+	return virtq_find(q, gpa, len);
+}
+
+/*
+ * virtq_gather_single() - Make a chain of one descriptor, which most are, in the region where the last one was. Return:
+ * false when it takes virtq_gather_buffer() to do it, or to say what is wrong
+ */
+static inline bool virtq_gather_single(struct virtq *q, struct virtq_chain *chain, struct iovec *iov, unsigned cap,
+				       uint16_t id, uint64_t addr_gpa, uint32_t len, bool writable)
+{
+	const struct mem_region *r = q->near;
+	uint64_t at = addr_gpa - r->gpa;
+
+	/* A length of 0 less 1 is larger than any room. */
+	if (unlikely(at >= r->size || (uint64_t)len - 1 >= r->size - at || cap == 0))
+		return false;
+	*iov = (struct iovec){ r->ptr + at, len };
+	chain->id = id;
+	chain->ndesc = 1;
+	chain->out_count = !writable;
+	chain->in_count = writable;
+	chain->out_len = writable ? 0 : len;
+	chain->in_len = writable ? len : 0;
+	return true;
+}
+
 /* virtq_gather_rare() - Append a buffer that crosses mappings, or find out what is wrong with it. Return: 0 or -EPROTO */
 int virtq_gather_rare(struct virtq *q, struct virtq_gather *g, uint64_t addr_gpa, uint32_t len, bool writable);
 
@@ -53,7 +94,7 @@ static inline int virtq_gather_buffer(struct virtq *q, struct virtq_gather *g, u
 	struct virtq_chain *c = g->chain;
 	unsigned used = c->out_count + c->in_count;
 	uint32_t total = (writable ? c->in_len : c->out_len) + len;
-	void *at = mem_gpa(q->mem, addr_gpa, len);
+	void *at = virtq_at(q, addr_gpa, len);
 
 	/* A total that did not grow has wrapped, or @len is 0. */
 	if (unlikely(!at || used >= g->cap || total <= len - 1 || (!writable && c->in_count > 0)))
@@ -74,16 +115,20 @@ int virtq_check_indirect(struct virtq *q, uint32_t len, uint16_t flags);
 
 int virtq_split_init(struct virtq *q, const struct virtq_config *cfg, const struct mem_table *mem);
 bool virtq_split_more(struct virtq *q);
-int virtq_split_pop(struct virtq *q, struct virtq_gather *g);
+int virtq_split_pop(struct virtq *q, struct virtq_chain *chain, struct iovec *iov, unsigned cap);
+unsigned virtq_split_pop_burst(struct virtq *q, const struct virtq_burst *b);
 void virtq_split_push(struct virtq *q, const struct virtq_chain *chain, uint32_t len);
+void virtq_split_push_burst(struct virtq *q, const struct virtq_chain *chains, unsigned n);
 bool virtq_split_publish(struct virtq *q);
 void virtq_split_watch(struct virtq *q, struct eventfd_poll_info *word);
 
 int virtq_packed_init(struct virtq *q, const struct virtq_config *cfg, const struct mem_table *mem);
 bool virtq_packed_more(struct virtq *q);
-int virtq_packed_pop(struct virtq *q, struct virtq_gather *g);
+int virtq_packed_pop(struct virtq *q, struct virtq_chain *chain, struct iovec *iov, unsigned cap);
+unsigned virtq_packed_pop_burst(struct virtq *q, const struct virtq_burst *b);
 void virtq_packed_unpop(struct virtq *q, const struct virtq_chain *chain);
 void virtq_packed_push(struct virtq *q, const struct virtq_chain *chain, uint32_t len);
+void virtq_packed_push_burst(struct virtq *q, const struct virtq_chain *chains, unsigned n);
 bool virtq_packed_publish(struct virtq *q);
 void virtq_packed_watch(struct virtq *q, struct eventfd_poll_info *word);
 

@@ -19,6 +19,8 @@
 
 #include "virtq_ring.h"
 
+#define PREFETCH_AHEAD 4 /* descriptors: one cache line holds as many */
+
 static uint16_t *avail_event(struct virtq *q)
 {
 	return (uint16_t *)&q->used->ring[q->size];
@@ -67,7 +69,7 @@ bool virtq_split_more(struct virtq *q)
 /* Walk an indirect table. Its own next fields are followed, as §2.7.5.3.2 has it. */
 static int gather_indirect(struct virtq *q, struct virtq_gather *g, uint64_t table_gpa, int entries)
 {
-	const struct vring_desc *table = mem_gpa(q->mem, table_gpa, (uint64_t)entries * sizeof(*table));
+	const struct vring_desc *table = virtq_at(q, table_gpa, (uint64_t)entries * sizeof(*table));
 	uint32_t i = 0;
 
 	for (int walked = 0; walked < entries; walked++) {
@@ -90,12 +92,14 @@ static int gather_indirect(struct virtq *q, struct virtq_gather *g, uint64_t tab
 	return virtq_fail(q, VIRTQ_FAULT_LOOP);
 }
 
-/* Walk the descriptor table from @head. */
-static int gather_chain(struct virtq *q, struct virtq_gather *g, uint32_t i)
+/* Walk the descriptor table from @d on, a copy of the chain's head. */
+static int gather_chain(struct virtq *q, struct virtq_chain *chain, struct iovec *iov, unsigned cap, uint16_t head,
+			struct vring_desc d)
 {
-	for (uint32_t walked = 0; walked < q->size; walked++) {
-		struct vring_desc d = virtq_copy_desc(&q->desc[i]);
+	struct virtq_gather *g = &(struct virtq_gather){ chain, iov, cap };
 
+	*chain = (struct virtq_chain){ .id = head, .ndesc = 1 };
+	for (uint32_t walked = 1; walked <= q->size; walked++) {
 		if (d.flags & VRING_DESC_F_INDIRECT) {
 			int entries = virtq_check_indirect(q, d.len, d.flags);
 
@@ -105,45 +109,107 @@ static int gather_chain(struct virtq *q, struct virtq_gather *g, uint32_t i)
 			return -EPROTO;
 		if (!(d.flags & VRING_DESC_F_NEXT))
 			return 0;
-		i = d.next;
-		if (unlikely(i >= q->size))
+		if (unlikely(d.next >= q->size))
 			return virtq_fail(q, VIRTQ_FAULT_DESC_INDEX);
+		d = virtq_copy_desc(&q->desc[d.next]);
 	}
 	return virtq_fail(q, VIRTQ_FAULT_LOOP);
 }
 
-int virtq_split_pop(struct virtq *q, struct virtq_gather *g)
+/* Chains that avail.idx says are there: it is read when all that it said before was popped. */
+static uint16_t seen(struct virtq *q)
 {
-	uint16_t head;
-
 	if (q->avail_idx == q->avail_seen) {
 		/* Pairs with the driver's barrier between filling avail.ring and storing avail.idx (§2.7.13.3.1). */
 		uint16_t idx = load_acquire(&q->avail->idx);
 
-		if (idx == q->avail_idx)
+		if (unlikely((uint16_t)(idx - q->avail_idx) > q->size)) {
+			virtq_fail(q, VIRTQ_FAULT_AVAIL_IDX);
 			return 0;
-		if (unlikely((uint16_t)(idx - q->avail_idx) > q->size))
-			return virtq_fail(q, VIRTQ_FAULT_AVAIL_IDX);
+		}
 		q->avail_seen = idx;
 	}
-	head = READ_ONCE(q->avail->ring[q->avail_idx & (q->size - 1)]);
+	return q->avail_seen - q->avail_idx;
+}
+
+/* The entry of avail.ring that is @ahead of the next to pop. */
+static uint16_t head_at(const struct virtq *q, uint16_t ahead)
+{
+	return READ_ONCE(q->avail->ring[(uint16_t)(q->avail_idx + ahead) & (q->size - 1)]);
+}
+
+/* Have the descriptor that is popped then travel here meanwhile. */
+static void prefetch(const struct virtq *q, uint16_t ahead)
+{
+	__builtin_prefetch(&q->desc[head_at(q, ahead) & (q->size - 1)]);
+}
+
+/* Pop the chain that is @ahead of the next, one of those that were seen. Return: 0 or -EPROTO */
+static inline __attribute__((always_inline)) int pop_seen(struct virtq *q, uint16_t ahead, struct virtq_chain *chain,
+							  struct iovec *iov, unsigned cap)
+{
+	uint16_t head = head_at(q, ahead);
+	struct vring_desc d;
+
 	if (unlikely(head >= q->size))
 		return virtq_fail(q, VIRTQ_FAULT_DESC_INDEX);
-	g->chain->id = head;
-	g->chain->ndesc = 1;
-	if (unlikely(gather_chain(q, g, head) < 0))
+	d = virtq_copy_desc(&q->desc[head]);
+	if (likely(!(d.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT))) &&
+	    virtq_gather_single(q, chain, iov, cap, head, d.addr, d.len, d.flags & VRING_DESC_F_WRITE))
+		return 0;
+	return gather_chain(q, chain, iov, cap, head, d);
+}
+
+int virtq_split_pop(struct virtq *q, struct virtq_chain *chain, struct iovec *iov, unsigned cap)
+{
+	if (seen(q) == 0)
+		return q->fault == VIRTQ_FAULT_NONE ? 0 : -EPROTO;
+	if (unlikely(pop_seen(q, 0, chain, iov, cap) < 0))
 		return -EPROTO;
 	q->avail_idx++;
-	if (q->avail_idx != q->avail_seen) /* the next one's descriptors travel here while this request is parsed */
-		__builtin_prefetch(&q->desc[READ_ONCE(q->avail->ring[q->avail_idx & (q->size - 1)]) & (q->size - 1)]);
+	if (q->avail_idx != q->avail_seen) /* while this request is parsed */
+		prefetch(q, 0);
 	return 1;
+}
+
+unsigned virtq_split_pop_burst(struct virtq *q, const struct virtq_burst *b)
+{
+	const ptrdiff_t last = virtq_burst_last(b);
+	unsigned n, left = seen(q);
+	ptrdiff_t at = 0;
+
+	if (left > b->max)
+		left = b->max;
+	for (n = 0; n < left && at <= last; n++) {
+		struct virtq_chain *chain = &b->chains[n];
+
+		if (n + PREFETCH_AHEAD < left)
+			prefetch(q, n + PREFETCH_AHEAD);
+		if (unlikely(pop_seen(q, n, chain, b->iov + at + b->gap, b->seg_max) < 0))
+			break;
+		at += b->gap + chain->out_count + chain->in_count;
+	}
+	q->avail_idx += n;
+	return n;
+}
+
+static inline void push(struct virtq *q, uint16_t id, uint32_t len)
+{
+	q->used->ring[q->used_idx & (q->size - 1)] = (struct vring_used_elem){ .id = id, .len = len };
+	q->used_idx++;
 }
 
 void virtq_split_push(struct virtq *q, const struct virtq_chain *chain, uint32_t len)
 {
-	q->used->ring[q->used_idx & (q->size - 1)] = (struct vring_used_elem){ .id = chain->id, .len = len };
-	q->used_idx++;
+	push(q, chain->id, len);
 	q->unpublished++;
+}
+
+void virtq_split_push_burst(struct virtq *q, const struct virtq_chain *chains, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		push(q, chains[i].id, 0);
+	q->unpublished += n;
 }
 
 bool virtq_split_publish(struct virtq *q)
