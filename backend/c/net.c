@@ -106,8 +106,10 @@ static void queue_release(struct lane *lane, struct queue *base)
 
 	if (port->ops->forget)
 		port->ops->forget(port);
-	if (q->bufs_count > BUFS_KEPT)
-		madvise(q->bufs, q->bufs_count * sizeof(*q->bufs), MADV_DONTNEED);
+	if (q->bufs_count <= BUFS_KEPT)
+		return;
+	madvise(q->bufs, q->bufs_count * sizeof(*q->bufs), MADV_DONTNEED);
+	madvise(q->pieces, q->bufs_count * sizeof(*q->pieces), MADV_DONTNEED);
 }
 
 static const struct lane_ops ops = {
@@ -168,7 +170,10 @@ static void free_bufs(struct net_queue *q)
 {
 	if (q->bufs)
 		munmap(q->bufs, q->bufs_count * sizeof(*q->bufs));
+	if (q->pieces)
+		munmap(q->pieces, q->bufs_count * sizeof(*q->pieces));
 	q->bufs = NULL;
+	q->pieces = NULL;
 	q->bufs_count = 0;
 }
 
@@ -185,11 +190,13 @@ static int make_bufs(struct net_queue *q, uint32_t count)
 	if (q->bufs_count == count)
 		return 0;
 	free_bufs(q);
-	q->bufs = map_pages(count * sizeof(*q->bufs));
-	if (!q->bufs)
-		return -ENOMEM;
 	q->bufs_count = count;
-	return 0;
+	q->bufs = map_pages(count * sizeof(*q->bufs));
+	q->pieces = map_pages(count * sizeof(*q->pieces));
+	if (q->bufs && q->pieces)
+		return 0;
+	free_bufs(q);
+	return -ENOMEM;
 }
 
 int net_queue_bind(struct net_queue *q, const struct virtq_config *cfg, const struct mem_table *mem)

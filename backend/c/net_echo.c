@@ -2,8 +2,8 @@
 /*
  * net_echo.c - a port that gives back what it is sent, in order, header and all
  *
- * Frames wait in slots of their own between the two copies: the driver may have no room for them yet. When there is no slot
- * left, more frames are lost, as on any link.
+ * Frames wait in memory of its own between the two copies: the driver may have no room for them yet. They lie one behind the
+ * other, so that few small ones are in few cache lines. When there is no room left, more frames are lost, as on any link.
  */
 #include "net_port.h"
 
@@ -13,33 +13,56 @@
 
 #include "../../kernel/c/atomics.h"
 
-#define SLOTS 256u
+#define FRAMES 256u
+#define LINE 64u
+#define LONGEST ((NET_HDR_LEN + NET_FRAME_MAX + LINE - 1) / LINE * LINE)
+#define ROOM ((FRAMES + 2) * LONGEST) /* for as many of the longest, wherever the end of the room leaves a gap */
 
-struct slot {
-	struct virtio_net_hdr_v1 hdr;
-	uint32_t len;
-	uint8_t frame[NET_FRAME_MAX];
+struct kept {
+	uint32_t at, len;
 };
 
 struct echo_port {
 	struct net_port port;
-	struct slot *slots; /* in untouched pages until first used */
+	uint8_t *room; /* in untouched pages until first used */
+	uint32_t end;  /* of the last frame kept, in room */
+	struct kept frames[FRAMES];
 	unsigned first, count;
 };
+
+/* Find room behind the last frame, or at the start. Return: false when there is none */
+static bool place(struct echo_port *echo, uint32_t len, uint32_t *at)
+{
+	uint32_t bytes = (NET_HDR_LEN + len + LINE - 1) / LINE * LINE, first = echo->frames[echo->first].at;
+
+	if (echo->count == FRAMES)
+		return false;
+	if (echo->count == 0) /* what was used last is still in the cache */
+		*at = 0;
+	else if (bytes <= (echo->end > first ? ROOM : first) - echo->end)
+		*at = echo->end;
+	else if (echo->end > first && bytes <= first)
+		*at = 0;
+	else
+		return false;
+	echo->end = *at + bytes;
+	return true;
+}
 
 static void echo_tx(struct net_port *port, struct net_frame *frames, unsigned n)
 {
 	struct echo_port *echo = container_of(port, struct echo_port, port);
 
 	for (unsigned i = 0; i < n; i++) {
-		struct slot *slot = &echo->slots[(echo->first + echo->count) % SLOTS];
+		struct kept *kept = &echo->frames[(echo->first + echo->count) % FRAMES];
+		uint32_t at;
 
-		frames[i].error = echo->count == SLOTS ? -EAGAIN : 0;
+		frames[i].error = place(echo, frames[i].len, &at) ? 0 : -EAGAIN;
 		if (frames[i].error)
 			continue;
-		slot->hdr = frames[i].hdr;
-		slot->len = frames[i].len;
-		net_iov_read(frames[i].iov + 1, frames[i].iovcnt - 1, slot->frame, slot->len);
+		*kept = (struct kept){ at, frames[i].len };
+		memcpy(echo->room + at, &frames[i].hdr, NET_HDR_LEN);
+		net_iov_read(frames[i].iov + 1, frames[i].iovcnt - 1, echo->room + at + NET_HDR_LEN, frames[i].len);
 		echo->count++;
 	}
 }
@@ -50,16 +73,13 @@ static int echo_rx(struct net_port *port, struct net_frame *frames, unsigned n)
 	unsigned i;
 
 	for (i = 0; i < n && echo->count > 0; i++) {
-		const struct slot *slot = &echo->slots[echo->first];
+		const struct kept *kept = &echo->frames[echo->first];
 
-		frames[i].hdr = slot->hdr;
-		frames[i].len = slot->len;
-		net_iov_write(frames[i].iov + 1, frames[i].iovcnt - 1, slot->frame, slot->len);
-		echo->first = (echo->first + 1) % SLOTS;
+		frames[i].lent = (struct virtio_net_hdr_v1 *)(echo->room + kept->at);
+		frames[i].len = kept->len;
+		echo->first = (echo->first + 1) % FRAMES;
 		echo->count--;
 	}
-	if (echo->count == 0)
-		echo->first = 0; /* the slots used last are the ones still in the cache */
 	return (int)i;
 }
 
@@ -74,7 +94,7 @@ static void echo_destroy(struct net_port *port)
 {
 	struct echo_port *echo = container_of(port, struct echo_port, port);
 
-	munmap(echo->slots, SLOTS * sizeof(*echo->slots));
+	munmap(echo->room, ROOM);
 	free(echo);
 }
 
@@ -83,18 +103,17 @@ static const struct net_port_ops ops = { .tx = echo_tx, .rx = echo_rx, .forget =
 int net_port_echo(struct net_port **out)
 {
 	struct echo_port *echo = calloc(1, sizeof(*echo));
-	void *slots;
+	void *room;
 
 	if (!echo)
 		return -ENOMEM;
-	slots = mmap(NULL, SLOTS * sizeof(*echo->slots), PROT_READ | PROT_WRITE,
-		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (slots == MAP_FAILED) {
+	room = mmap(NULL, ROOM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (room == MAP_FAILED) {
 		free(echo);
 		return -ENOMEM;
 	}
-	echo->slots = slots;
-	echo->port = (struct net_port){ .ops = &ops, .fd = -1, .rx_batch = NET_BATCH };
+	echo->room = room;
+	echo->port = (struct net_port){ .ops = &ops, .fd = -1, .rx_batch = NET_BATCH, .lends = true };
 	*out = &echo->port;
 	return 0;
 }

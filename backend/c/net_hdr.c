@@ -80,14 +80,14 @@ static bool check(struct virtio_net_hdr_v1 *hdr, uint32_t len, const struct offl
 	       hdr->gso_size > 0 && hdr->hdr_len <= len;
 }
 
-bool net_hdr_tx(struct virtio_net_hdr_v1 *hdr, uint32_t len, uint64_t features)
+bool net_hdr_check_tx(struct virtio_net_hdr_v1 *hdr, uint32_t len, uint64_t features)
 {
 	hdr->flags &= VIRTIO_NET_HDR_F_NEEDS_CSUM; /* §5.1.6.2.2: bits that we don't know are ignored */
 	hdr->num_buffers = 0;                      /* §5.1.6.2.1: unused here */
 	return check(hdr, len, &to_host, features);
 }
 
-bool net_hdr_rx(struct virtio_net_hdr_v1 *hdr, uint32_t len, uint64_t features)
+bool net_hdr_check_rx(struct virtio_net_hdr_v1 *hdr, uint32_t len, uint64_t features)
 {
 	/* §5.1.6.4.1: without GUEST_CSUM flags are zero, which for DATA_VALID only loses a hint. */
 	hdr->flags &= VIRTIO_NET_HDR_F_NEEDS_CSUM |

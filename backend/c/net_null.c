@@ -17,7 +17,10 @@ struct null_port {
 	struct net_port port;
 	uint32_t source; /* bytes of the frame that is received; 0: none is */
 	uint8_t sink[NET_FRAME_MAX];
-	uint8_t frame[NET_FRAME_MAX];
+	struct {
+		struct virtio_net_hdr_v1 hdr;
+		uint8_t bytes[NET_FRAME_MAX];
+	} frame;
 };
 
 static void null_tx(struct net_port *port, struct net_frame *frames, unsigned n)
@@ -37,7 +40,7 @@ static int null_rx(struct net_port *port, struct net_frame *frames, unsigned n)
 	if (null->source == 0)
 		return 0;
 	for (unsigned i = 0; i < n; i++) {
-		net_iov_write(frames[i].iov + 1, frames[i].iovcnt - 1, null->frame, null->source);
+		frames[i].lent = &null->frame.hdr;
 		frames[i].len = null->source;
 	}
 	return (int)n;
@@ -62,9 +65,9 @@ int net_port_null(struct net_port **out, uint32_t source)
 	null = calloc(1, sizeof(*null));
 	if (!null)
 		return -ENOMEM;
-	null->port = (struct net_port){ .ops = &ops, .fd = -1, .rx_batch = NET_BATCH };
+	null->port = (struct net_port){ .ops = &ops, .fd = -1, .rx_batch = NET_BATCH, .lends = true };
 	null->source = source;
-	memcpy(null->frame, header, sizeof(header));
+	memcpy(null->frame.bytes, header, sizeof(header));
 	*out = &null->port;
 	return 0;
 }

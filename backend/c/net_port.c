@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-size_t net_iov_write(const struct iovec *iov, unsigned count, const void *from, size_t len)
+size_t net_iov_write_pieces(const struct iovec *iov, unsigned count, const void *from, size_t len)
 {
 	size_t done = 0;
 
@@ -17,7 +17,7 @@ size_t net_iov_write(const struct iovec *iov, unsigned count, const void *from, 
 	return done;
 }
 
-size_t net_iov_read(const struct iovec *iov, unsigned count, void *to, size_t len)
+size_t net_iov_read_pieces(const struct iovec *iov, unsigned count, void *to, size_t len)
 {
 	size_t done = 0;
 

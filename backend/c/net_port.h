@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/uio.h>
 
 #include "net_hdr.h"
@@ -30,8 +31,9 @@ struct net_frame {
 	struct virtio_net_hdr_v1 hdr; /* tx: checked. rx: zeros; the port writes what it knows */
 	struct iovec *iov;
 	unsigned iovcnt;
-	uint32_t len; /* the frame's bytes, its header apart; rx: set by the port */
-	int error;    /* tx: set by the port. rx: 0; the port sets -EPROTO where it is none of this card's */
+	struct virtio_net_hdr_v1 *lent; /* rx of a port that lends: header and frame, set by the port */
+	uint32_t len;                   /* the frame's bytes, its header apart; rx: set by the port */
+	int error; /* tx: set by the port. rx: 0; the port sets -EPROTO where it is none of this card's */
 };
 
 struct net_port;
@@ -45,6 +47,9 @@ struct net_port_ops {
 	/*
 	 * Receive up to @n frames (at most rx_batch). Return: how many; 0 when there is none; -EFAULT: memory is gone;
 	 * -errno: it can't receive, and may again later
+	 *
+	 * A port that lends has its frames in memory of its own, each in one piece with room for its header before it. It says
+	 * where (lent, len) and what header, instead of filling iov. They are the caller's until the next tx() or rx().
 	 */
 	int (*rx)(struct net_port *port, struct net_frame *frames, unsigned n);
 	/* A queue stops: its guest may be gone, and the next one is not to receive what it sent. NULL: nothing is kept */
@@ -57,6 +62,7 @@ struct net_port {
 	int fd;            /* readable when there is something to receive; -1: what there is comes of our own doing */
 	unsigned rx_batch; /* frames that one rx() can take */
 	bool unsent;       /* frames wait for another tx(), be it of none, in a while */
+	bool lends;        /* see rx() */
 	uint32_t error;    /* atomic: the errno that sending or receiving met last, for the log; 0 none yet */
 };
 
@@ -80,7 +86,22 @@ int net_port_vxlan(struct net_port **out, int fd, uint32_t vni, int peer_fd);
 void net_port_destroy(struct net_port *port);
 
 /* net_iov_write(), net_iov_read() - Copy to, or from, the start of an iovec. Return: bytes that it had room for, or held */
-size_t net_iov_write(const struct iovec *iov, unsigned count, const void *from, size_t len);
-size_t net_iov_read(const struct iovec *iov, unsigned count, void *to, size_t len);
+size_t net_iov_write_pieces(const struct iovec *iov, unsigned count, const void *from, size_t len);
+static inline size_t net_iov_write(const struct iovec *iov, unsigned count, const void *from, size_t len)
+{
+	if (unlikely(count == 0 || iov->iov_len < len))
+		return net_iov_write_pieces(iov, count, from, len);
+	memcpy(iov->iov_base, from, len);
+	return len;
+}
+
+size_t net_iov_read_pieces(const struct iovec *iov, unsigned count, void *to, size_t len);
+static inline size_t net_iov_read(const struct iovec *iov, unsigned count, void *to, size_t len)
+{
+	if (unlikely(count == 0 || iov->iov_len < len))
+		return net_iov_read_pieces(iov, count, to, len);
+	memcpy(to, iov->iov_base, len);
+	return len;
+}
 
 #endif

@@ -15,8 +15,8 @@
 /* A chain that was popped to be received into. */
 struct net_buf {
 	struct virtq_chain chain;
-	uint32_t turn; /* how many were popped before it */
-	struct iovec iov[NET_RX_SEG_MAX];
+	uint32_t turn;    /* how many were popped before it */
+	struct iovec iov; /* its buffer; of more than one, all are in net_queue.pieces */
 };
 
 struct net_queue {
@@ -26,6 +26,8 @@ struct net_queue {
 
 	/* rx: what was popped and not yet filled: a ring in the order in which it will be filled. queue.in_flight counts it. */
 	struct net_buf *bufs; /* as many as the queue has entries, in untouched pages until first used */
+	struct iovec (
+		*pieces)[NET_RX_SEG_MAX]; /* likewise, one for each of bufs: apart, since few chains have several */
 	uint32_t bufs_count;
 	uint32_t first;
 	uint32_t popped;   /* chains so far, modulo 2^32 */
@@ -40,7 +42,7 @@ struct net_lane {
 	bool failing;        /* the port could not receive when it was last asked */
 	uint8_t *spill;      /* NET_BATCH times NET_ROOM, in untouched pages until first used */
 	struct net_frame frames[NET_BATCH];
-	struct virtq_chain chains[NET_BATCH]; /* tx */
+	struct virtq_chain chains[NET_BATCH]; /* of one batch */
 	struct iovec iov[NET_LANE_IOVS];
 };
 

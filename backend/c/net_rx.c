@@ -19,6 +19,8 @@
  * A frame longer than all that is held is dropped, as a network card does. QEMU keeps it and stops reading until the driver
  * has added enough, which may be never; meanwhile the frames behind it, which would fit, are lost somewhere else.
  *
+ * A port that lends its frames (net_port.h) needs no such guess: what it lends is copied into as many buffers as it takes.
+ *
  * A frame that is dropped in the midst of a batch leaves its buffer behind others that are used. It is filled next. Should
  * the queue stop before that, the ring can't be rewound across what was used after it: it is given back empty.
  */
@@ -43,37 +45,66 @@ static bool merges(const struct net_queue *q)
 	return q->features >> VIRTIO_NET_F_MRG_RXBUF & 1;
 }
 
+/* The pieces of guest memory that a held buffer is made of: chain.in_count of them. */
+static const struct iovec *pieces(const struct net_queue *q, const struct net_buf *buf)
+{
+	return likely(buf->chain.in_count == 1) ? &buf->iov : q->pieces[buf - q->bufs];
+}
+
+/* Put a chain into a place of the held ones. */
+static void hold(struct net_queue *q, struct net_buf *buf, const struct virtq_chain *chain, uint32_t turn,
+		 const struct iovec *iov)
+{
+	buf->chain = *chain;
+	buf->turn = turn;
+	buf->iov = iov[0];
+	if (unlikely(chain->in_count > 1))
+		memcpy(q->pieces[buf - q->bufs], iov, chain->in_count * sizeof(*iov));
+}
+
+/* Hold the @n chains that were popped, behind the @count that are. Return: how many were as they should be */
+static unsigned hold_burst(struct net_lane *lane, struct net_queue *q, uint32_t count, unsigned n)
+{
+	const struct iovec *iov = lane->iov;
+
+	for (unsigned i = 0; i < n; i++) {
+		const struct virtq_chain *chain = &lane->chains[i];
+
+		/* §5.1.6.3: writable, and room for a header at least */
+		if (unlikely(chain->out_count > 0 || chain->in_len < NET_HDR_LEN)) {
+			while (n > i)
+				virtq_unpop(&q->queue.vq, &lane->chains[--n]);
+			virtq_fail(&q->queue.vq, VIRTQ_FAULT_REQUEST);
+			return i;
+		}
+		hold(q, held(q, count + i), chain, q->popped++, iov);
+		iov += chain->in_count;
+	}
+	return n;
+}
+
 static unsigned refill(struct net_lane *lane, struct net_queue *q)
 {
 	struct virtq *vq = &q->queue.vq;
-	uint32_t count = q->queue.in_flight;
-	unsigned n = 0;
-	int rc = 0;
+	uint32_t before = q->queue.in_flight, count = before;
+	unsigned n, max;
 
-	while (n < REFILL && virtq_more(vq)) {
-		struct net_buf *buf = held(q, count);
-
+	do {
+		max = q->bufs_count - count < NET_BATCH ? q->bufs_count - count : NET_BATCH;
 		/* As many as ring entries: a driver that has more in flight reuses buffers we still hold. */
-		if (unlikely(count == q->bufs_count)) {
-			rc = virtq_fail(vq, VIRTQ_FAULT_TOO_MANY);
-			break;
-		}
-		rc = virtq_pop(vq, &buf->chain, buf->iov, NET_RX_SEG_MAX);
-		if (rc <= 0)
-			break;
-		/* §5.1.6.3: writable, and room for a header at least */
-		if (unlikely(buf->chain.out_count > 0 || buf->chain.in_len < NET_HDR_LEN)) {
-			rc = virtq_fail(vq, VIRTQ_FAULT_REQUEST);
-			break;
-		}
-		buf->turn = q->popped++;
-		count++;
-		n++;
-	}
+		if (unlikely(max == 0 && virtq_more(vq)))
+			virtq_fail(vq, VIRTQ_FAULT_TOO_MANY);
+		n = virtq_pop_burst(vq, &(struct virtq_burst){ .chains = lane->chains,
+							       .max = max,
+							       .iov = lane->iov,
+							       .cap = NET_LANE_IOVS,
+							       .seg_max = NET_RX_SEG_MAX });
+		count += hold_burst(lane, q, count, n);
+	} while (n == NET_BATCH && count - before < REFILL);
 	store_relaxed(&q->queue.in_flight, count);
-	if (unlikely(rc < 0))
+	if (unlikely(vq->fault != VIRTQ_FAULT_NONE))
 		lane_fail(&lane->lane, &q->queue, VIRTQ_FAULT_NONE);
-	return n;
+	return count - before;
 }
 
 /* Where a frame is to be received. */
@@ -101,7 +132,7 @@ static unsigned make_room(struct net_lane *lane, struct net_queue *q, uint32_t a
 
 		room->direct += buf->chain.in_len - skip;
 		for (unsigned k = 0; k < buf->chain.in_count; k++) {
-			const struct iovec *piece = &buf->iov[k];
+			const struct iovec *piece = &pieces(q, buf)[k];
 
 			if (piece->iov_len > skip)
 				iov[n++] = (struct iovec){ (uint8_t *)piece->iov_base + skip, piece->iov_len - skip };
@@ -117,45 +148,89 @@ static unsigned make_room(struct net_lane *lane, struct net_queue *q, uint32_t a
 }
 
 /*
+ * Check a frame, and say how many held buffers it takes: @at, and those from @next on. Its header is made ready for the driver.
+ * Return: 0 when it was dropped
+ */
+static uint32_t accept_frame(struct net_queue *q, struct virtio_net_hdr_v1 *hdr, uint32_t len, uint32_t at,
+			     uint32_t next)
+{
+	uint64_t space = held(q, at)->chain.in_len - NET_HDR_LEN;
+	uint32_t bufs = 1;
+
+	if (unlikely(len < NET_FRAME_MIN || len > NET_FRAME_MAX))
+		return net_drop(q, NET_DROP_LENGTH), 0;
+	if (unlikely(!net_hdr_rx(hdr, len, q->features)))
+		return net_drop(q, NET_DROP_HEADER), 0;
+	for (; space < len; bufs++) {
+		if (!merges(q))
+			return net_drop(q, NET_DROP_TOO_LONG), 0;
+		if (next + bufs - 1 >= q->queue.in_flight)
+			return net_drop(q, NET_DROP_NO_BUFFER), 0;
+		space += held(q, next + bufs - 1)->chain.in_len;
+	}
+	hdr->num_buffers = (uint16_t)bufs; /* §5.1.6.4.1: 1 without MRG_RXBUF */
+	q->last_len = len;
+	count_add(&q->stats.packets, 1);
+	count_add(&q->stats.bytes, len);
+	return bufs;
+}
+
+/*
  * Give the driver the frame that was received into the held buffer @at: with as many of those from *@next on as it needs,
  * the first of which may be part of its room. Return: false when it was dropped
  */
 static bool deliver(struct net_queue *q, struct net_frame *f, const struct room *room, uint32_t at, uint32_t *next)
 {
-	uint64_t space = held(q, at)->chain.in_len - NET_HDR_LEN;
-	uint32_t bufs = 1, done = 0;
+	uint32_t bufs, done = 0;
 
 	if (unlikely(f->error))
 		return net_drop(q, NET_DROP_FOREIGN), false;
-	if (unlikely(f->len < NET_FRAME_MIN || f->len > NET_FRAME_MAX))
-		return net_drop(q, NET_DROP_LENGTH), false;
-	if (unlikely(!net_hdr_rx(&f->hdr, f->len, q->features)))
-		return net_drop(q, NET_DROP_HEADER), false;
-	for (; space < f->len; bufs++) {
-		if (!merges(q))
-			return net_drop(q, NET_DROP_TOO_LONG), false;
-		if (*next + bufs - 1 == q->queue.in_flight)
-			return net_drop(q, NET_DROP_NO_BUFFER), false;
-		space += held(q, *next + bufs - 1)->chain.in_len;
-	}
-	f->hdr.num_buffers = (uint16_t)bufs; /* §5.1.6.4.1: 1 without MRG_RXBUF */
+	bufs = accept_frame(q, &f->hdr, f->len, at, *next);
+
 	for (uint32_t k = 0; k < bufs; k++) {
 		const struct net_buf *buf = held(q, k == 0 ? at : *next + k - 1);
 		uint32_t head = k == 0 ? NET_HDR_LEN : 0, left = f->len - done;
 		uint32_t len = buf->chain.in_len - head < left ? buf->chain.in_len - head : left;
 
 		if (k == 0)
-			net_iov_write(buf->iov, buf->chain.in_count, &f->hdr, NET_HDR_LEN);
+			net_iov_write(pieces(q, buf), buf->chain.in_count, &f->hdr, NET_HDR_LEN);
 		if (k >= room->bufs)
-			net_iov_write(buf->iov, buf->chain.in_count, room->spill + (done - room->direct), len);
+			net_iov_write(pieces(q, buf), buf->chain.in_count, room->spill + (done - room->direct), len);
 		virtq_push(&q->queue.vq, &buf->chain, head + len);
 		done += len;
 	}
+	if (bufs == 0)
+		return false;
 	*next += bufs - 1;
-	q->last_len = f->len;
-	count_add(&q->stats.packets, 1);
-	count_add(&q->stats.bytes, f->len);
 	return true;
+}
+
+/* Copy a frame that a port lends into the held buffers from @at on. Return: how many it took; 0 when it was dropped */
+static uint32_t copy_lent(struct net_queue *q, const struct net_frame *f, uint32_t at)
+{
+	uint32_t bufs, left = NET_HDR_LEN + f->len;
+	const uint8_t *from = (const uint8_t *)f->lent;
+
+	if (unlikely(at == q->queue.in_flight)) /* the frames before it took more than one each */
+		return net_drop(q, NET_DROP_NO_BUFFER), 0;
+	bufs = accept_frame(q, f->lent, f->len, at, at + 1);
+	for (uint32_t k = 0; k < bufs; k++) {
+		const struct net_buf *buf = held(q, at + k);
+		uint32_t len = buf->chain.in_len < left ? buf->chain.in_len : left;
+
+		net_iov_write(pieces(q, buf), buf->chain.in_count, from, len);
+		virtq_push(&q->queue.vq, &buf->chain, len);
+		from += len;
+		left -= len;
+	}
+	return bufs;
+}
+
+/* The first @count buffers are the driver's again. */
+static void let_go(struct net_queue *q, uint32_t count)
+{
+	q->first = (uint32_t)(held(q, count) - q->bufs);
+	store_relaxed(&q->queue.in_flight, q->queue.in_flight - count);
 }
 
 /* Of the first @count held buffers only those that are marked were left: keep these, in order, as the first ones. */
@@ -165,9 +240,8 @@ static void advance(struct net_queue *q, uint32_t count, const bool *left, unsig
 
 	for (unsigned i = marks; i-- > 0;)
 		if (unlikely(left[i]) && --to != i)
-			*held(q, to) = *held(q, i);
-	q->first = (uint32_t)(held(q, to) - q->bufs);
-	store_relaxed(&q->queue.in_flight, q->queue.in_flight - to);
+			hold(q, held(q, to), &held(q, i)->chain, held(q, i)->turn, pieces(q, held(q, i)));
+	let_go(q, to);
 }
 
 /* Receive once, up to @max frames. Return: how many, dropped ones too; 0: there is none; -errno as of rx() */
@@ -192,6 +266,18 @@ static int receive(struct net_lane *lane, struct net_queue *q, unsigned max)
 	return n;
 }
 
+/* The same of a port that lends its frames: each takes the next buffers, and none when it is dropped. */
+static int borrow(struct net_lane *lane, struct net_queue *q, unsigned max)
+{
+	int n = lane->port->ops->rx(lane->port, lane->frames, max);
+	uint32_t at = 0;
+
+	for (int i = 0; i < n; i++)
+		at += copy_lent(q, &lane->frames[i], at);
+	let_go(q, at);
+	return n;
+}
+
 unsigned net_rx_poll(struct net_lane *lane, struct net_queue *q)
 {
 	unsigned work = refill(lane, q), frames = 0;
@@ -204,7 +290,7 @@ unsigned net_rx_poll(struct net_lane *lane, struct net_queue *q)
 			max = lane->port->rx_batch;
 		if (max > q->queue.in_flight)
 			max = q->queue.in_flight;
-		n = receive(lane, q, max);
+		n = lane->port->lends ? borrow(lane, q, max) : receive(lane, q, max);
 		lane->failing = n < 0 && n != -EFAULT;
 		if (n == -EFAULT)
 			lane_fail(&lane->lane, &q->queue, VIRTQ_FAULT_MEMORY_GONE);

@@ -37,8 +37,15 @@ static unsigned take(struct iovec *iov, void *dst, size_t len)
 /* Make a frame of a chain's buffers; @iov[0] is free. Return: whether to send it; else it was counted */
 static bool parse(struct net_queue *q, const struct virtq_chain *chain, struct iovec *iov, struct net_frame *f)
 {
-	unsigned used = take(iov + 1, &f->hdr, NET_HDR_LEN);
+	unsigned used = 0;
 
+	if (likely(iov[1].iov_len > NET_HDR_LEN)) {
+		copy_once(&f->hdr, iov[1].iov_base, NET_HDR_LEN);
+		iov[1].iov_base = (uint8_t *)iov[1].iov_base + NET_HDR_LEN;
+		iov[1].iov_len -= NET_HDR_LEN;
+	} else {
+		used = take(iov + 1, &f->hdr, NET_HDR_LEN);
+	}
 	f->iov = iov + used;
 	f->iovcnt = 1 + chain->out_count - used;
 	f->len = chain->out_len - NET_HDR_LEN;
@@ -76,36 +83,51 @@ static int send_frames(struct net_lane *lane, struct net_queue *q, unsigned n)
 	return rc;
 }
 
+/*
+ * §5.1.6.2: chains are readable, and a header at least. There is nobody to tell which rule one breaks. Return: how many come
+ * before the first of @n that does
+ */
+static unsigned check_chains(struct net_lane *lane, struct net_queue *q, unsigned n)
+{
+	const struct iovec *iov = lane->iov;
+
+	for (unsigned i = 0; i < n; i++) {
+		const struct virtq_chain *chain = &lane->chains[i];
+
+		if (unlikely(chain->in_count > 0 || chain->out_len < NET_HDR_LEN)) {
+			while (n > i)
+				virtq_unpop(&q->queue.vq, &lane->chains[--n]);
+			virtq_fail(&q->queue.vq, VIRTQ_FAULT_REQUEST);
+			return i;
+		}
+		__builtin_prefetch(iov[1].iov_base); /* headers travel here while the next chains are checked */
+		iov += 1 + chain->out_count;
+	}
+	return n;
+}
+
 unsigned net_tx_poll(struct net_lane *lane, struct net_queue *q)
 {
 	struct virtq *vq = &q->queue.vq;
-	struct iovec *iov = lane->iov, *from[NET_BATCH];
-	unsigned n = 0, frames = 0;
-	int rc = 0;
+	struct iovec *iov = lane->iov;
+	unsigned n, frames = 0;
 
-	while (n < NET_BATCH && iov + 1 + NET_TX_SEG_MAX <= lane->iov + NET_LANE_IOVS) {
-		struct virtq_chain *chain = &lane->chains[n];
-
-		rc = virtq_pop(vq, chain, iov + 1, NET_TX_SEG_MAX);
-		if (rc <= 0)
-			break;
-		/* §5.1.6.2: readable, and a header at least. There is nobody to tell which rule this one breaks. */
-		if (unlikely(chain->in_count > 0 || chain->out_len < NET_HDR_LEN)) {
-			rc = virtq_fail(vq, VIRTQ_FAULT_REQUEST);
-			break;
-		}
-		__builtin_prefetch(iov[1].iov_base);
-		from[n++] = iov;
-		iov += 1 + chain->out_count;
+	n = virtq_pop_burst(vq, &(struct virtq_burst){ .chains = lane->chains,
+						       .max = NET_BATCH,
+						       .iov = lane->iov,
+						       .cap = NET_LANE_IOVS,
+						       .seg_max = NET_TX_SEG_MAX,
+						       .gap = 1 });
+	n = check_chains(lane, q, n);
+	for (unsigned i = 0; i < n; i++) {
+		frames += parse(q, &lane->chains[i], iov, &lane->frames[frames]);
+		iov += 1 + lane->chains[i].out_count;
 	}
-	for (unsigned i = 0; i < n; i++)
-		frames += parse(q, &lane->chains[i], from[i], &lane->frames[frames]);
 	if (frames > 0 && send_frames(lane, q, frames) < 0)
-		rc = virtq_fail(vq, VIRTQ_FAULT_MEMORY_GONE);
-	for (unsigned i = 0; i < n; i++)
-		virtq_push(vq, &lane->chains[i], 0);
+		virtq_fail(vq, VIRTQ_FAULT_MEMORY_GONE);
+	virtq_push_burst(vq, lane->chains, n);
 	virtq_publish(vq);
-	if (unlikely(rc < 0))
+	if (unlikely(vq->fault != VIRTQ_FAULT_NONE))
 		lane_fail(&lane->lane, &q->queue, VIRTQ_FAULT_NONE);
 	return n;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_net.c - the network card: frames through it whole and in order, what it refuses, and what it leaves when it stops */
 #include <errno.h>
+#include <sys/socket.h>
 
 #include "card.h"
 
@@ -311,16 +312,33 @@ static void what_one_guest_sent_is_not_received_by_the_next(void)
 	card_free(&c);
 }
 
+/* A card on one end of a pair of datagram sockets: a port that receives several frames at once into the held buffers. */
+static void card_pair(uint64_t features, int fds[2])
+{
+	struct net_port *port;
+
+	CHECK_EQ(socketpair(AF_UNIX, SOCK_DGRAM, 0, fds), 0);
+	CHECK_EQ(net_port_udp(&port, fds[0]), 0);
+	card_make(&c, port, features, 64);
+}
+
+static void peer_sends(int fd, unsigned number, uint32_t len)
+{
+	card_write_frame(r.frame, number, len);
+	CHECK_EQ(send(fd, r.frame, len, 0), len);
+}
+
 /* Buffers a b c d e f; frames: too long for a, 60 bytes to b, too long for c, 60 bytes to d. */
 static void a_buffer_left_out_is_given_back_empty_when_the_queue_stops(void)
 {
 	struct driver_used used[8];
+	int fds[2];
 
 	for (unsigned i = 0; i < 4; i++) {
-		card_echo(&c, rings[i], 64);
+		card_pair(rings[i], fds);
 		card_room(&c, 6, MTU_ROOM);
 		for (unsigned k = 0; k < 4; k++)
-			card_send(&c, k, k, k % 2 ? 60 : 9000);
+			peer_sends(fds[1], k, k % 2 ? 60 : 9000);
 		card_settle(&c);
 		card_stop(&c);
 		CHECK_EQ(driver_poll_used(c.driver[NET_RX], used, 8), 4);
@@ -330,22 +348,16 @@ static void a_buffer_left_out_is_given_back_empty_when_the_queue_stops(void)
 		CHECK(used[2].len == 0 && used[3].len == 0);
 		for (unsigned dir = 0; dir < 2; dir++)
 			card_bind(&c, dir, virtq_base(&net_queue_base(c.queue[dir])->vq));
-		card_send(&c, 0, 7, 60);
-		card_send(&c, 1, 8, 60);
+		peer_sends(fds[1], 7, 60);
+		peer_sends(fds[1], 8, 60);
 		card_settle(&c);
 		CHECK_EQ(driver_poll_used(c.driver[NET_RX], used, 8), 2);
 		CHECK_EQ(used[0].token, CARD_RX_AT + 4 * MTU_ROOM); /* e and f */
 		CHECK_EQ(used[1].token, CARD_RX_AT + 5 * MTU_ROOM);
 		card_free(&c);
+		close(fds[0]);
+		close(fds[1]);
 	}
-}
-
-static void ports_of_impossible_frames_are_refused(void)
-{
-	struct net_port *port;
-
-	CHECK_EQ(net_port_null(&port, NET_FRAME_MIN - 1), -EINVAL);
-	CHECK_EQ(net_port_null(&port, NET_FRAME_MAX + 1), -EINVAL);
 }
 
 static void every_reason_has_a_name(void)
@@ -375,7 +387,6 @@ int main(void)
 	RUN(a_stopped_card_leaves_every_buffer_to_its_successor);
 	RUN(what_one_guest_sent_is_not_received_by_the_next);
 	RUN(a_buffer_left_out_is_given_back_empty_when_the_queue_stops);
-	RUN(ports_of_impossible_frames_are_refused);
 	RUN(every_reason_has_a_name);
 	return 0;
 }

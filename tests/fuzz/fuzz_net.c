@@ -158,7 +158,7 @@ static int judge_rx(struct net_port *port, struct net_frame *frames, unsigned n)
 	int got = 0;
 
 	MUST(n > 0 && n <= port->rx_batch);
-	for (unsigned i = 0; i < n; i++) {
+	for (unsigned i = 0; !port->lends && i < n; i++) {
 		struct net_frame *f = &frames[i];
 		const struct iovec *spill = &f->iov[f->iovcnt - 1];
 
@@ -273,6 +273,7 @@ static void choose_port(const uint8_t *data, size_t size)
 	unsigned port = data[0] >> 6;
 
 	judge.real = port == 0 ? null_port : port == 1 ? echo_port : port == 2 ? vxlan_port : NULL;
+	judge.port.lends = judge.real && judge.real->lends;
 	judge.port.rx_batch = port == 3 && data[0] & 32 ? 1 : NET_BATCH;
 	judge.tape = data + TAPE;
 	judge.tape_left = size > TAPE ? size - TAPE : 0;
