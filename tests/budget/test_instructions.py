@@ -15,39 +15,52 @@ SOURCES = [
     str(path) for folder in ("kernel", "vhost", "nvme", "backend") for path in sorted((ROOT / folder / "c").glob("*.c"))
 ]
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", f"-I{ROOT}"]
-BUDGET: dict[str, float] = tomllib.loads((HERE / "budget.toml").read_text())["instructions"]
-REQUESTS = 6400
+BUDGET: dict[str, dict[str, float]] = tomllib.loads((HERE / "budget.toml").read_text())
+UNITS = 6400
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give per_request.c, built with the extension's optimization."""
-    binary = tmp_path_factory.mktemp("budget") / "per_request"
-    source = HERE / "per_request.c"
-    subprocess.run(["gcc", *FLAGS, str(source), *SOURCES, "-luring", "-lpthread", "-o", str(binary)], check=True)
-    return binary
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with per_request and per_frame, built with the extension's optimization."""
+    folder = tmp_path_factory.mktemp("budget")
+    for name in ("per_request", "per_frame"):
+        words = ["gcc", *FLAGS, str(HERE / f"{name}.c"), *SOURCES, "-luring", "-lpthread", "-o", str(folder / name)]
+        subprocess.run(words, check=True)
+    return folder
 
 
-def instructions(program: Path, folder: Path, ring: str, depth: int, requests: int) -> int:
-    """Count the instructions inside blk_lane_poll() for so many requests."""
-    out = folder / f"callgrind.{requests}"
-    words = ["valgrind", "--tool=callgrind", "--toggle-collect=blk_lane_poll", f"--callgrind-out-file={out}"]
-    run = subprocess.run(
-        [*words, str(program), ring, str(depth), str(requests)], check=True, capture_output=True, text=True
-    )
-    assert run.stdout.split() == [str(requests)], "the device served another number of requests"
+def instructions(program: Path, function: str, folder: Path, *arguments: str) -> int:
+    """Count the instructions inside a function for so many requests or frames: the last argument."""
+    out = folder / f"callgrind.{arguments[-1]}"
+    words = ["valgrind", "--tool=callgrind", f"--toggle-collect={function}", f"--callgrind-out-file={out}"]
+    run = subprocess.run([*words, str(program), *arguments], check=True, capture_output=True, text=True)
+    assert run.stdout.split() == [arguments[-1]], "the device served another number"
     collected = re.search(r"^(?:summary|totals): (\d+)", out.read_text(), re.MULTILINE)
     assert collected is not None
     return int(collected[1])
 
 
-@pytest.mark.parametrize("case", sorted(BUDGET))
-def test_a_request_costs_no_more_instructions_than_its_budget(program: Path, tmp_path: Path, case: str) -> None:
-    """Two runs that differ only in how many requests they serve: their difference holds nothing but requests."""
+def cost(program: Path, function: str, folder: Path, *arguments: str) -> float:
+    """Two runs that differ only in how much they serve: their difference holds nothing else."""
+    few = instructions(program, function, folder, *arguments, str(UNITS))
+    many = instructions(program, function, folder, *arguments, str(2 * UNITS))
+    assert many - few > 20 * UNITS, "callgrind saw no device"
+    return (many - few) / UNITS
+
+
+@pytest.mark.parametrize("case", sorted(BUDGET["instructions"]))
+def test_a_request_costs_no_more_instructions_than_its_budget(programs: Path, tmp_path: Path, case: str) -> None:
+    """A 4 KiB read on the null engine, at some queue depth."""
     ring, depth = case.split("-qd")
-    few = instructions(program, tmp_path, ring, int(depth), REQUESTS)
-    many = instructions(program, tmp_path, ring, int(depth), 2 * REQUESTS)
-    cost = (many - few) / REQUESTS
-    print(f"{case}: {cost:.1f} instructions per request, budget {BUDGET[case]}")
-    assert cost > 20, "callgrind saw no device"
-    assert cost <= BUDGET[case]
+    measured = cost(programs / "per_request", "blk_lane_poll", tmp_path, ring, depth)
+    print(f"{case}: {measured:.1f} instructions per request, budget {BUDGET['instructions'][case]}")
+    assert measured <= BUDGET["instructions"][case]
+
+
+@pytest.mark.parametrize("case", sorted(BUDGET["frames"]))
+def test_a_frame_costs_no_more_instructions_than_its_budget(programs: Path, tmp_path: Path, case: str) -> None:
+    """64 bytes to null, from null, or there and back over echo."""
+    way, ring = case.split("-")
+    measured = cost(programs / "per_frame", "lane_poll", tmp_path, way, ring)
+    print(f"{case}: {measured:.1f} instructions per frame, budget {BUDGET['frames'][case]}")
+    assert measured <= BUDGET["frames"][case]
