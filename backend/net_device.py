@@ -63,6 +63,14 @@ class NetDevice(WorkerDevice):
         """Give the card's feature bits by name."""
         return NetFeature
 
+    def withheld_protocol_features(self) -> int:
+        """Keep several pairs without memory slots.
+
+        QEMU has a vhost device for each pair behind one connection. It sends a memory table once, but a region as often
+        as there are pairs (QEMU 7.2), and the pairs start only if all are taken.
+        """
+        return ProtocolFeature.CONFIGURE_MEM_SLOTS if self._config.num_queue_pairs > 1 else 0
+
     def get_config(self, offset: int, size: int) -> bytes:
         """Read struct virtio_net_config."""
         status = NetStatus.VIRTIO_NET_S_LINK_UP if self.link_up else NetStatus(0)

@@ -83,6 +83,10 @@ class Device(ABC):
         """Give protocol feature bits to offer beyond those that the session serves by itself."""
         return 0
 
+    def withheld_protocol_features(self) -> int:
+        """Give protocol feature bits that the session could serve, but that had better not be offered."""
+        return 0
+
     def get_config(self, offset: int, size: int) -> bytes:
         """Read the virtio configuration space.
 

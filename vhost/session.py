@@ -163,11 +163,15 @@ class Session:
     def _names(self, features: int) -> list[str]:
         return names(features, VirtioFeature, self._device.feature_names())
 
+    def _protocol_features_offered(self) -> int:
+        device = self._device
+        return (PROTOCOL_FEATURES | device.protocol_features()) & ~device.withheld_protocol_features()
+
     async def _get_protocol_features(self, _: Empty, __: Fds) -> U64:
-        return U64(PROTOCOL_FEATURES | self._device.protocol_features())
+        return U64(self._protocol_features_offered())
 
     async def _set_protocol_features(self, payload: U64, _: Fds) -> None:
-        unknown = without(payload.value, PROTOCOL_FEATURES | self._device.protocol_features())
+        unknown = without(payload.value, self._protocol_features_offered())
         if unknown:
             raise MessageError(f"protocol features not offered: {names(unknown, ProtocolFeature)}")
         self._protocol_features = payload.value

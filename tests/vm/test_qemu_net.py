@@ -10,7 +10,7 @@ from trio.testing import trio_test
 
 from tests.vm.daemon import Daemon, kpoll_net
 from tests.vm.guest import qemu, qemu_card, uml
-from tests.vm.host_end import host_end
+from tests.vm.host_end import TCP_PORT, host_end
 from tests.vm.network import own_network
 from tests.vm.traffic import (
     HOST,
@@ -70,6 +70,30 @@ async def test_what_goes_over_a_tap_comes_back_whole(tmp_path: Path, packed: boo
         await bulk_to_host_and_back(guest, mib=4, addresses=(ip4(HOST),), blocks=(8192,))
         await no_faults(daemon)
         await guest.power_off()
+
+
+@trio_test
+async def test_every_cpu_has_a_queue_pair_that_carries_both_ways(tmp_path: Path) -> None:
+    """Two pairs, two CPUs: what each sends comes back whole, and no queue was idle."""
+    async with (
+        card_on_tap(tmp_path, "--num-queue-pairs", "2") as daemon,
+        qemu(qemu_card(daemon.socket, mac=MAC, queue_pairs=2), cpus=2) as guest,
+    ):
+        await guest_interface(guest, ME)
+        await reaches(guest, HOST)
+        await guest.run(f"""
+            dd if=/dev/urandom of=/tmp/random bs=1M count=4 status=none
+            for cpu in 1 2; do
+                taskset $cpu nc {ip4(HOST)} {TCP_PORT} < /tmp/random > /tmp/back$cpu &
+                pids="$pids $!"
+            done
+            for pid in $pids; do wait $pid; done
+            cmp /tmp/back1 /tmp/random
+            cmp /tmp/back2 /tmp/random""")
+        metrics = await daemon.metrics()
+        for queue in range(4):
+            assert metrics.total("kpoll_net_packets_total", queue=str(queue)) > 0
+        await no_faults(daemon)
 
 
 @trio_test
