@@ -26,7 +26,7 @@ from .limits import raise_descriptor_limit
 from .listener import FrontSocket, open_front_socket, remove_own
 from .logs import device_log, setup_logging
 from .metrics_server import open_metrics_sockets, serve_metrics
-from .sandbox import Sandbox, enter_sandbox
+from .sandbox import Kept, Sandbox, enter_sandbox
 from .signals import SIGNALS, SignalThread
 
 if TYPE_CHECKING:
@@ -90,12 +90,12 @@ def _made_paths(config: DeviceConfig) -> list[str]:
     return [path for path in (config.socket.path, config.metrics.path) if path is not None]
 
 
-def _enter_sandbox(config: DeviceConfig) -> Sandbox | None:
+def _enter_sandbox(config: DeviceConfig, kept: Kept) -> Sandbox | None:
     """Close the sandbox unless it is off. Raises KpollError when it was asked for and the host has nothing of it."""
     if config.sandbox is False:
         return None
     removable = {os.path.dirname(os.path.abspath(path)) for path in _made_paths(config)}  # noqa: PTH100, PTH120
-    sandbox = enter_sandbox(removable=removable)
+    sandbox = enter_sandbox(removable=removable, kept=kept)
     if config.sandbox and not {"seccomp", "landlock"} & set(sandbox.active):
         reasons = ", ".join(f"{layer}: {reason}" for layer, reason in sandbox.missing.items())
         raise KpollError(f"--sandbox on: this host has neither seccomp nor Landlock ({reasons}); use --sandbox off")
@@ -116,7 +116,7 @@ def run(config: DeviceConfig, open_service: type_open) -> None:
     log = device_log(config.device)
     raise_descriptor_limit()
     with _open(config, open_service, log) as opened:
-        sandbox = _enter_sandbox(config)
+        sandbox = _enter_sandbox(config, opened.service.kept)
         log.info(
             "started",
             version=version("kpoll"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kpoll.vhost._core import ffi, lib
 from kpoll.vhost.device import DeviceError
@@ -96,6 +96,15 @@ class NetDevice(WorkerDevice):
         if mac[0] & 1 or self.ports.send is None:
             raise DeviceError(f"{mac.hex(':')} can't be announced")
         self.ports.send(rarp_frame(mac))
+
+    async def plug(self, handles: tuple[Any, ...]) -> None:
+        """Have the workers go on with other ports; returns when none of them uses the old ones any more.
+
+        Raises OSError, or KpollError when a worker has ended.
+        """
+        for worker, queue, port in zip(self.workers, self.queues[::2], handles, strict=True):
+            lib.net_lane_plug(queue.lane, port)
+            await worker.join_lane(queue.lane)
 
     async def set_link(self, *, up: bool) -> None:
         """Tell the guest that its cable was put in or taken out."""

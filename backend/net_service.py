@@ -20,6 +20,8 @@ from .net_link import LinkState, LinkWatch
 from .net_metrics import NetCollector
 from .net_options import mac_text
 from .net_ports import open_ports
+from .net_xdp import KEPT
+from .sandbox import NOTHING_KEPT
 from .service import Service
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from .net_options import NetConfig
-    from .net_tap import Tap
 
 _ASK_AGAIN_S: Final = 1.0  # for an interface that is back, but somebody else's
 
@@ -76,7 +77,7 @@ class _Cable:
             else:
                 try:
                     if lost:  # not before: of one that is being deleted we are told that it is down
-                        _attach_again(tap, interface.name)
+                        await self._attach_again()
                 except KpollError as error:
                     if failed != str(error):
                         failed = str(error)
@@ -86,11 +87,15 @@ class _Cable:
                 self._log.info("link", state=state.name.lower(), interface=interface.name)
             await self._device.set_link(up=state is LinkState.UP)
 
-
-def _attach_again(tap: Tap | None, name: str) -> None:
-    if tap is None:
-        raise KpollError(f"{name} is back, but its queues can only be opened at the start: restart kpoll")
-    tap.attach_again()
+    async def _attach_again(self) -> None:
+        """Have the interface that is back. Raises KpollError when it can't be had."""
+        ports = self._device.ports
+        if ports.tap is not None:
+            ports.tap.attach_again()
+        if ports.xdp is not None:
+            with ports.xdp.opened_again() as handles:
+                await self._device.plug(handles)
+            self._log.info("xdp", interface=ports.xdp.name, mode=ports.xdp.mode)
 
 
 def _tell(polling: CardPolling, log: FilteringBoundLogger) -> None:
@@ -128,4 +133,5 @@ def open_net(config: NetConfig, log: FilteringBoundLogger) -> Iterator[Service]:
             ready=partial(_tell, polling, log),
             watch=cable.run,
             refresh=trio.lowlevel.checkpoint,
+            kept=NOTHING_KEPT if ports.xdp is None else KEPT,
         )

@@ -23,6 +23,7 @@ from kpoll.vhost._core import lib
 from .errors import KpollError, os_reason
 from .net_libxdp import XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD, XdpLibraries, ffi, load_libraries
 from .net_xdp_program import PERMISSION, XdpProgram
+from .sandbox import CAP_IPC_LOCK, CAP_NET_RAW, Kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +31,14 @@ if TYPE_CHECKING:
     from .net_options import XdpBackend
 
 MTU_MAX: Final = 3400
-"""A chunk without the kernel's headroom (XDP_PACKET_HEADROOM), an Ethernet header, and what drivers keep behind it."""
+"""A chunk without the kernel's headroom (XDP_PACKET_HEADROOM), Ethernet's header, and a driver's tail."""
+
+KEPT: Final = Kept(frozenset({CAP_NET_RAW, CAP_IPC_LOCK}), xdp=True)
+"""What the sandbox has to leave, so that the interface can be had again after it was deleted.
+
+A hijacked daemon could open AF_XDP sockets on other interfaces with it, and send and receive there. Without it only a
+restart would bring the card back. It keeps no CAP_NET_ADMIN and no CAP_BPF: the program is there already.
+"""
 
 _AF_XDP: Final = 44
 _SOL_XDP: Final = 283
@@ -44,6 +52,7 @@ _PACKET_MR_PROMISC: Final = 1
 _PACKET_MREQ: Final = struct.Struct("iHH8x")  # struct packet_mreq
 
 _SIOCGIFMTU: Final = 0x8921
+_SIOCGIFINDEX: Final = 0x8933
 _IFREQ_INT: Final = struct.Struct("16si20x")
 
 
@@ -65,6 +74,7 @@ class _Socket:
         pinned = ffi.from_buffer(area)
         stack.callback(ffi.release, pinned)
         rings: dict[str, Any] = {name: ffi.new("struct xsk_ring *") for name in ("rx", "tx", "fill", "completion")}
+        stack.callback(rings.clear)  # they may not go before: libxdp finds in them what it has to unmap at the end
         umem, sock = ffi.new("struct xsk_umem **"), ffi.new("struct xsk_socket **")
         size = lib.NET_XDP_RING
         error = xdp.xsk_umem__create(
@@ -134,20 +144,17 @@ class Xdp:
         """Open all; `stack` closes it. Raises KpollError."""
         self.name = backend.interface
         self._option = f"--backend {backend}"
+        self._backend = backend
+        self._pairs = pairs
         self._libraries = load_libraries(self._option)
+        self._promiscuous = self._packet_socket()
+        stack.callback(self._promiscuous.close)
         self.index = self._find()
         self.mtu = self._check_mtu(mtu)
         self._program = XdpProgram(self._libraries, self._option)
         stack.callback(self._program.close)
-        self._promiscuous = self._packet_socket()
-        stack.callback(self._promiscuous.close)
-        self._program.attach(self.name, self.index)
-        self.sockets: list[_Socket] = []
-        for pair in range(pairs):
-            queue = backend.queue + pair
-            self.sockets.append(_Socket(self._libraries, backend, queue, stack))
-            self._program.direct(queue, self.sockets[-1].fd)
-        self._receive_all()
+        self.sockets, self._opened = self._open()
+        stack.callback(self._close)
 
     @property
     def handles(self) -> tuple[Any, ...]:
@@ -159,18 +166,49 @@ class Xdp:
         """How frames cross: zero-copy or copy."""
         return "zero-copy" if all(sock.zero_copy for sock in self.sockets) else "copy"
 
+    def _close(self) -> None:
+        """Close the queues that are open now, not those of the beginning."""
+        self._opened.close()
+
+    @contextmanager
+    def opened_again(self) -> Iterator[tuple[Any, ...]]:
+        """Open the queues of an interface that was deleted and is back; gives the new handles.
+
+        The old ones stay until the end of the block, for whoever still uses them. Raises KpollError.
+        """
+        self.index = self._find()
+        self._check_mtu(self.mtu)
+        sockets, opened = self._open()
+        before, self._opened, self.sockets = self._opened, opened, sockets
+        yield self.handles
+        before.close()
+
+    def _open(self) -> tuple[list[_Socket], ExitStack]:
+        """Open the queues of the interface that is there now. Raises KpollError."""
+        with ExitStack() as opened:
+            self._program.attach(self.name, self.index)
+            sockets = []
+            for queue in range(self._backend.queue, self._backend.queue + self._pairs):
+                sockets.append(_Socket(self._libraries, self._backend, queue, opened))
+                self._program.direct(queue, sockets[-1].fd)
+            self._receive_all()
+            return sockets, opened.pop_all()
+
     def _find(self) -> int:
         try:
-            return socket.if_nametoindex(self.name)
+            answer = fcntl.ioctl(self._promiscuous, _SIOCGIFINDEX, _IFREQ_INT.pack(os.fsencode(self.name), 0))
+            return int(_IFREQ_INT.unpack(answer)[1])
         except OSError:
             raise KpollError(
                 f"{self._option}: there is no interface {self.name} here; `ip link` lists those that there are"
             ) from None
 
     def _check_mtu(self, asked: int | None) -> int:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-            answer = fcntl.ioctl(any_socket, _SIOCGIFMTU, _IFREQ_INT.pack(os.fsencode(self.name), 0))
-        (mtu,) = _IFREQ_INT.unpack(answer)[1:]
+        try:
+            answer = fcntl.ioctl(self._promiscuous, _SIOCGIFMTU, _IFREQ_INT.pack(os.fsencode(self.name), 0))
+        except OSError as error:
+            raise KpollError(f"{self._option}: {self.name}: {os_reason(error)}") from error
+        mtu = int(_IFREQ_INT.unpack(answer)[1])
         if mtu > MTU_MAX:
             raise KpollError(
                 f"{self._option}: {self.name} has an MTU of {mtu}, and AF_XDP here takes {MTU_MAX} at most: "
@@ -180,10 +218,13 @@ class Xdp:
             raise KpollError(
                 f"--mtu {asked}: {self.name} takes {mtu}: use that, or `ip link set dev {self.name} mtu {asked}`"
             )
-        return int(mtu)
+        return mtu
 
     def _packet_socket(self) -> socket.socket:
-        """Open the socket that keeps the interface promiscuous while it is open; it receives nothing itself."""
+        """Open the socket that keeps the interface promiscuous for as long as it is open, and by which we ask about it.
+
+        It receives nothing itself. It stays open when the interface goes: the sandbox lets nobody open another one.
+        """
         try:
             return socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         except OSError as error:

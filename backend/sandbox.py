@@ -35,6 +35,27 @@ _CAP_LAST: Final = 63
 _READABLE: Final = ("/usr/lib", "/lib", "/lib64", "/proc", "/sys", "/etc/localtime")
 
 
+CAP_NET_RAW: Final = 13
+CAP_IPC_LOCK: Final = 14
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a device can't give up.
+
+    Attributes:
+        capabilities: Their numbers.
+        xdp: Whether it opens AF_XDP sockets again and directs frames to them.
+
+    """
+
+    capabilities: frozenset[int] = frozenset()
+    xdp: bool = False
+
+
+NOTHING_KEPT: Final = Kept()
+
+
 @dataclass(frozen=True)
 class Sandbox:
     """What is active, and why the rest isn't (layer: reason)."""
@@ -58,32 +79,35 @@ def set_no_new_privs() -> None:
     _check(_libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 
-def drop_capabilities() -> None:
-    """Give every capability up: bounding, ambient, then permitted, effective and inheritable. Raises OSError."""
+def drop_capabilities(kept: frozenset[int] = frozenset()) -> None:
+    """Give capabilities up: all the bounding, ambient and inheritable ones, all others but `kept`. Raises OSError."""
     libc = _libc()
     for capability in range(_CAP_LAST + 1):
         # EPERM without CAP_SETPCAP: then there is none to lose; EINVAL beyond the kernel's last.
         libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(_CAP_VERSION_3, 0)
-    none = (ctypes.c_uint32 * 6)()
-    _check(libc.capset(header, none))
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; of capabilities 0 to 31, then of the others
+    _check(libc.capget(header, sets))
+    left = sets[1] & sum(1 << capability for capability in kept)
+    _check(libc.capset(header, (ctypes.c_uint32 * 6)(left, left)))
 
 
-def enter_sandbox(*, removable: Iterable[str]) -> Sandbox:
+def enter_sandbox(*, removable: Iterable[str], kept: Kept) -> Sandbox:
     """Give up what can be given up. Never raises: what this host can't do is in the result.
 
     Args:
         removable: Directories in which sockets of ours have to be removed at the end.
+        kept: What the device needs later on.
 
     """
     ours = str(Path(__file__).resolve().parents[1])  # an editable install isn't beneath any of sys.path
     readable = {*_READABLE, ours, *sys.path, sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib")}
     layers: tuple[tuple[str, Callable[[], None]], ...] = (
         ("no_new_privs", set_no_new_privs),
-        ("capabilities", drop_capabilities),
+        ("capabilities", lambda: drop_capabilities(kept.capabilities)),
         ("landlock", lambda: restrict_files(readable=readable, removable=removable)),
-        ("seccomp", deny_syscalls),
+        ("seccomp", lambda: deny_syscalls(xdp=kept.xdp)),
     )
     active: list[str] = []
     missing: dict[str, str] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import socket
 from typing import Final
 
 DENIED: Final = (
@@ -31,8 +32,16 @@ DENIED: Final = (
     "socket", "connect", "bind",
 )  # fmt: skip
 
+# What an AF_XDP socket that is opened again takes of them, by their first argument: AF_XDP, and AF_UNIX, by which
+# if_nametoindex(3) asks; of bpf(2) BPF_MAP_UPDATE_ELEM and BPF_LINK_CREATE, which take what is open already.
+_XDP: Final = {"socket": (44, socket.AF_UNIX), "bpf": (2, 28)}
+_XDP_WHOLE: Final = ("bind",)
+_ARGUMENT_VALUES: Final = 64  # there are no more families, nor commands
+
 _SCMP_ACT_ALLOW: Final = 0x7FFF0000
 _SCMP_ACT_ERRNO: Final = 0x00050000
+_SCMP_CMP_EQ: Final = 4
+_SCMP_CMP_GE: Final = 5
 _SCMP_CMP_MASKED_EQ: Final = 7
 _NR_UNKNOWN: Final = -1  # __NR_SCMP_ERROR; pseudo numbers of other architectures are smaller still
 
@@ -76,21 +85,36 @@ def _check(result: int) -> None:
         raise OSError(-result, os.strerror(-result))
 
 
-def deny_syscalls() -> None:
-    """Install the filter for this thread and those it starts. Raises OSError; nothing is denied then."""
+def deny_syscalls(*, xdp: bool = False) -> None:
+    """Install the filter for this thread and those it starts, with or without what AF_XDP takes.
+
+    Raises OSError; nothing is denied then.
+    """
     library = _load_library()
     context = library.seccomp_init(_SCMP_ACT_ALLOW)
     if not context:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     try:
         for name in DENIED:
+            if xdp and name in _XDP_WHOLE:
+                continue
             number = library.seccomp_syscall_resolve_name(name.encode())
-            if number != _NR_UNKNOWN:
+            if xdp and name in _XDP:
+                _deny_other_values(library, context, number, _XDP[name])
+            elif number != _NR_UNKNOWN:
                 _check(library.seccomp_rule_add_array(context, _SCMP_ACT_ERRNO | errno.EPERM, number, 0, None))
         _deny_clone(library, context)
         _check(library.seccomp_load(context))
     finally:
         library.seccomp_release(context)
+
+
+def _deny_other_values(library: ctypes.CDLL, context: int, number: int, allowed: tuple[int, ...]) -> None:
+    """Deny a system call but for some values of its first argument: a rule can't compare one argument twice."""
+    rules = [_ArgCmp(0, _SCMP_CMP_EQ, value, 0) for value in range(_ARGUMENT_VALUES) if value not in allowed]
+    for rule in (*rules, _ArgCmp(0, _SCMP_CMP_GE, _ARGUMENT_VALUES, 0)):
+        denied = _SCMP_ACT_ERRNO | errno.EPERM
+        _check(library.seccomp_rule_add_array(context, denied, number, 1, ctypes.byref(rule)))
 
 
 def _deny_clone(library: ctypes.CDLL, context: int) -> None:

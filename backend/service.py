@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from kpoll.vhost.device import Device, DeviceError
 
 from .errors import KpollError
+from .sandbox import NOTHING_KEPT, Kept
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -110,6 +111,7 @@ class Service:
         ready: Called once all else that can fail has been opened, before the sandbox closes.
         watch: Runs as long as front-ends are served.
         refresh: Called on SIGHUP.
+        kept: What the sandbox leaves.
 
     """
 
@@ -119,3 +121,4 @@ class Service:
     ready: Callable[[], None]
     watch: Callable[[], Awaitable[None]]
     refresh: Callable[[], Awaitable[None]]
+    kept: Kept = NOTHING_KEPT

@@ -131,6 +131,17 @@ class Worker:
         self._tell_fault(queue)
         self._queues.discard(queue)
 
+    async def join_lane(self, lane: Any) -> None:
+        """Have the worker take a lane as it is prepared now, between two turns; returns when it has.
+
+        Raises OSError, or KpollError when the worker has ended.
+        """
+        error = ffi.new("int *")
+        before = lib.lane_joined(lane, error)
+        _check(lib.worker_join_lane(self.handle, lane))
+        await self._until(lambda: lib.lane_joined(lane, error) != before)
+        _check(error[0])
+
     def stats(self) -> WorkerStats:
         """Read the counters."""
         out = ffi.new("struct worker_stats *")
@@ -174,7 +185,7 @@ class Worker:
         self._changed = trio.Event()
 
     async def _until(self, reached: Callable[[], bool]) -> None:
-        """Wait for a queue's state, shielded: half a start or half a stop would leave nobody owning the memory."""
+        """Wait for a state, shielded: half a start or half a stop would leave nobody owning the memory."""
         with trio.CancelScope(shield=True):
             while not reached():
                 if self._ended:

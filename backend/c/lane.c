@@ -12,6 +12,8 @@ void lane_init(struct lane *lane, const struct lane_ops *ops)
 	lane->count = 0;
 	lane->broken_seen = mem_broken_count();
 	lane->broke = false;
+	lane->joined = 0;
+	lane->join_error = 0;
 }
 
 int lane_add(struct lane *lane, struct queue *q)

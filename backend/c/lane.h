@@ -36,13 +36,14 @@ struct queue {
 
 struct lane;
 
-/* What a device does for its worker, always in the worker's thread, but for join(). */
+/* What a device does for its worker, always in the worker's thread, but for the first join(). */
 struct lane_ops {
 	/* One turn. Return: what moved; 0 means that there is nothing to do but wait */
 	unsigned (*poll)(struct lane *lane);
 	/*
-	 * Add to the wait set what wakes the lane beside its queues' doorbells, with the lane as cookie; before the first
-	 * turn. Return: 0 or -errno; the worker then takes back what was added
+	 * Add to the wait set what wakes the lane beside its queues' doorbells, with the lane as cookie: before the first
+	 * turn, and anew, between two turns, whenever Python has prepared something else (worker_join_lane()). Return: 0 or
+	 * -errno; the worker then takes back what was added
 	 */
 	int (*join)(struct lane *lane, struct wait_set *ws);
 	/* Longest sleep that the lane can afford now, in ns, or -1. NULL: always -1 */
@@ -57,6 +58,8 @@ struct lane {
 	unsigned count;
 	uint32_t broken_seen; /* mem_broken_count() when the queues' memory was last looked at */
 	bool broke;           /* a queue broke since the worker last asked */
+	uint32_t joined;      /* atomic: how often worker_join_lane() was heeded */
+	int join_error;       /* of the last time; written before joined */
 	struct queue *queues[LANE_QUEUES];
 };
 
@@ -66,6 +69,15 @@ void lane_init(struct lane *lane, const struct lane_ops *ops);
 /* The worker's hold on a lane's queues. lane_add(): the queue is bound and becomes RUNNING. Return: 0 or -ENOMEM */
 int lane_add(struct lane *lane, struct queue *q);
 void lane_remove(struct lane *lane, struct queue *q);
+/* lane_joined() - The answer to worker_join_lane(): it counts up, and *@error is how that went, 0 or -errno */
+static inline uint32_t lane_joined(const struct lane *lane, int *error)
+{
+	uint32_t joined = load_acquire(&lane->joined);
+
+	*error = lane->join_error;
+	return joined;
+}
+
 /* lane_broken() - The next queue that broke since the last call, or NULL */
 struct queue *lane_broken(struct lane *lane);
 /* lane_notify_off() - After a sleep: ask the drivers of all running queues not to kick */

@@ -84,8 +84,11 @@ static int lane_join(struct lane *base, struct wait_set *ws)
 {
 	struct net_lane *lane = container_of(base, struct net_lane, lane);
 
+	if (lane->next)
+		lane->port = lane->next;
+	lane->next = NULL;
 	lane->ws = ws;
-	lane->muted = false;
+	lane->muted = lane->failing = false;
 	return lane->port->fd < 0 ? 0 : wait_set_add_socket(ws, lane->port->fd, base);
 }
 
@@ -155,6 +158,11 @@ void net_lane_destroy(struct net_lane *lane)
 struct lane *net_lane_base(struct net_lane *lane)
 {
 	return &lane->lane;
+}
+
+void net_lane_plug(struct lane *base, struct net_port *port)
+{
+	container_of(base, struct net_lane, lane)->next = port;
 }
 
 struct net_queue *net_queue_create(uint16_t index)

@@ -45,6 +45,8 @@ const char *net_drop_name(enum net_drop reason);
 int net_lane_create(struct net_lane **out, struct net_port *port);
 void net_lane_destroy(struct net_lane *lane);
 struct lane *net_lane_base(struct net_lane *lane);
+/* net_lane_plug() - Another port, from when the lane is next joined (worker_join_lane()); until then the old one is in use */
+void net_lane_plug(struct lane *lane, struct net_port *port);
 
 /* net_queue_create() - A virtqueue's place in the device, NULL when out of memory; bound before each start */
 struct net_queue *net_queue_create(uint16_t index);

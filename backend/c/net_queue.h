@@ -37,10 +37,11 @@ struct net_queue {
 struct net_lane {
 	struct lane lane;
 	struct net_port *port;
-	struct wait_set *ws; /* where the port's descriptor is waited for; NULL before join() */
-	bool muted;          /* it is not waited for at present */
-	bool failing;        /* the port could not receive when it was last asked */
-	uint8_t *spill;      /* NET_BATCH times NET_ROOM, in untouched pages until first used */
+	struct net_port *next; /* the port to be, or NULL; Python's until the worker joins the lane anew */
+	struct wait_set *ws;   /* where the port's descriptor is waited for; NULL before join() */
+	bool muted;            /* it is not waited for at present */
+	bool failing;          /* the port could not receive when it was last asked */
+	uint8_t *spill;        /* NET_BATCH times NET_ROOM, in untouched pages until first used */
 	struct net_frame frames[NET_BATCH];
 	struct virtq_chain chains[NET_BATCH]; /* of one batch */
 	struct iovec iov[NET_LANE_IOVS];

@@ -35,7 +35,7 @@
 #define LANES 16
 #define NO_KICK_POLL_NS 200000 /* a driver without a kick descriptor wants to be polled (SET_VRING_KICK, bit 8) */
 
-enum command_op { COMMAND_START, COMMAND_STOP, COMMAND_EXIT };
+enum command_op { COMMAND_START, COMMAND_STOP, COMMAND_JOIN, COMMAND_EXIT };
 
 struct command {
 	struct command *next;
@@ -181,6 +181,11 @@ int worker_stop(struct worker *w)
 	return post(w, (struct command){ .op = COMMAND_EXIT });
 }
 
+int worker_join_lane(struct worker *w, struct lane *lane)
+{
+	return post(w, (struct command){ .op = COMMAND_JOIN, .lane = lane });
+}
+
 static int hold(struct worker *w, struct lane *lane, struct queue *q, bool no_kick)
 {
 	if (w->held_count == w->held_cap) {
@@ -249,6 +254,16 @@ static void stop_queue(struct worker *w, struct queue *q)
 	w->stopping = true;
 }
 
+static void join_lane(struct worker *w, struct lane *lane)
+{
+	wait_set_del(&w->wait, lane);
+	lane->join_error = lane->ops->join(lane, &w->wait);
+	if (lane->join_error < 0)
+		wait_set_del(&w->wait, lane);
+	store_release(&lane->joined, lane->joined + 1); /* pairs with the acquire in lane_joined() */
+	signal_fd(w->event_fd);
+}
+
 static void take_commands(struct worker *w)
 {
 	struct command *c;
@@ -268,6 +283,8 @@ static void take_commands(struct worker *w)
 			start_queue(w, c);
 		else if (c->op == COMMAND_STOP)
 			stop_queue(w, c->queue);
+		else if (c->op == COMMAND_JOIN)
+			join_lane(w, c->lane);
 		else
 			w->exiting = true;
 		free(c);

@@ -8,13 +8,14 @@ import ipaddress
 import socket
 import struct
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.cli.harness import Daemon, refused, scraped
 from tests.cli.test_net import BUFFERS, FRAME, Card
-from tests.cli.test_net_unplug import take, until
+from tests.cli.test_net_unplug import LINK_UP, MEASURE_S, link_of, load, take, until
 from tests.frames import Host, is_answer, udp, udp_data, who_has
 from tests.netns import in_own_network
 
@@ -174,6 +175,45 @@ def test_a_daemon_that_was_killed_leaves_the_interface_as_it_was(tmp_path: Path)
     (tmp_path / "m").unlink()
     with serve(tmp_path) as daemon:
         daemon.logged("listening")
+        assert daemon.stop() == 0
+
+
+@in_own_network
+def test_an_interface_that_is_deleted_under_load_is_taken_again_when_it_is_back(tmp_path: Path) -> None:
+    guest, host = FAMILIES["IPv4"]
+    make_cable()
+    with serve(tmp_path) as daemon:
+        layers = daemon.logged("sandbox")["active"]
+        daemon.logged("listening")
+        assert daemon.logged("link")["state"] == "up"
+        with Card(tmp_path / "s") as card:
+            card.frontend.open_backend_channel()
+            with (
+                udp_socket(host) as peer,
+                load(lambda: card.send(udp(guest, host, PORTS, b"load")), lambda: take(card)),
+            ):
+                assert peer.recv(2048) == b"load"
+                ip("link", "delete", OURS)
+                until(lambda: daemon.logged("link")["state"] == "gone")
+                card.frontend.next_backend_request()  # the configuration has changed
+                assert link_of(card) == 0
+
+            before = scraped(tmp_path / "m", "kpoll_worker_cpu_seconds_total")
+            time.sleep(MEASURE_S)  # the measurement itself, not a wait for something to happen
+            assert scraped(tmp_path / "m", "kpoll_worker_cpu_seconds_total") - before < MEASURE_S / 20
+
+            make_cable()
+            until(lambda: daemon.logged("link")["state"] == "up")
+            card.frontend.next_backend_request()
+            until(lambda: link_of(card) == LINK_UP)
+            with udp_socket(host) as peer:
+                card.send(udp(guest, host, PORTS, b"again"))
+                assert peer.recvfrom(2048) == (b"again", mine(peer, guest))
+                peer.sendto(b"and back", (str(guest.ip), PORTS[0]))
+                assert arrived(card, guest, host) == b"and back"
+        assert [line["event"] for line in daemon.log if line["level"] == "error"] == ["link"]
+        assert "seccomp" in layers
+        assert "capabilities" in layers
         assert daemon.stop() == 0
 
 

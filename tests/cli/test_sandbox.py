@@ -14,7 +14,7 @@ from kpoll.backend import daemon as daemon_module
 from kpoll.backend.config import BlkConfig, SocketConfig
 from kpoll.backend.errors import KpollError
 from kpoll.backend.poll import choose_poll
-from kpoll.backend.sandbox import Sandbox
+from kpoll.backend.sandbox import NOTHING_KEPT, Kept, Sandbox
 from kpoll.kernel.probe import KernelFacts
 from tests.cli.harness import IN, SECTOR, Daemon, Guest
 
@@ -65,7 +65,7 @@ def confined(body: str, *, removable: str = "/nonexistent") -> str:
     """Run Python in a process that has closed the sandbox around itself; returns what it printed."""
     program = f"""
         import ctypes, errno, os, socket, subprocess, sys, threading
-        from kpoll.backend.sandbox import enter_sandbox
+        from kpoll.backend.sandbox import NOTHING_KEPT, enter_sandbox
 
         def denied(action):
             try:
@@ -74,7 +74,7 @@ def confined(body: str, *, removable: str = "/nonexistent") -> str:
                 return errno.errorcode[error.errno]
             return "allowed"
 
-        active = enter_sandbox(removable=[{removable!r}]).active
+        active = enter_sandbox(removable=[{removable!r}], kept=NOTHING_KEPT).active
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program) + textwrap.dedent(body)],
@@ -152,8 +152,8 @@ def test_only_where_our_sockets_are_may_files_be_removed(tmp_path: Path) -> None
 
 
 def test_on_is_an_error_where_the_host_has_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(*, removable: Iterable[str]) -> Sandbox:
-        del removable
+    def nothing(*, removable: Iterable[str], kept: Kept) -> Sandbox:
+        del removable, kept
         return Sandbox((), dict.fromkeys(LAYERS, "Function not implemented"))
 
     monkeypatch.setattr(daemon_module, "enter_sandbox", nothing)
@@ -168,5 +168,6 @@ def test_on_is_an_error_where_the_host_has_nothing_of_it(monkeypatch: pytest.Mon
         for sandbox in (True, None)
     )
     with pytest.raises(KpollError, match="use --sandbox off"):
-        daemon_module._enter_sandbox(asked)  # noqa: SLF001 - the decision, without a host that lacks it
-    assert daemon_module._enter_sandbox(unasked) == Sandbox((), dict.fromkeys(LAYERS, "Function not implemented"))  # noqa: SLF001
+        daemon_module._enter_sandbox(asked, NOTHING_KEPT)  # noqa: SLF001 - the decision, without a host that lacks it
+    nothing_active = Sandbox((), dict.fromkeys(LAYERS, "Function not implemented"))
+    assert daemon_module._enter_sandbox(unasked, NOTHING_KEPT) == nothing_active  # noqa: SLF001
