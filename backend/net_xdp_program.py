@@ -74,11 +74,11 @@ class XdpProgram:
 
     def attach(self, interface: str, index: int) -> None:
         """Have it see the frames of an interface, natively where the driver can. Raises KpollError."""
+        self.detach()  # from the one before, or from this one, where an earlier attempt got no further
         options = ffi.new("struct bpf_link_create_opts *", {"sz": ffi.sizeof("struct bpf_link_create_opts")})
         link = self._bpf.bpf_link_create(self._program, index, _BPF_XDP, options)
         if link < 0:
             raise KpollError(f"{self._option}: {_attach_reason(-link, interface)}")
-        self.detach()
         self._link = link
 
     def detach(self) -> None:
