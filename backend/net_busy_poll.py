@@ -6,6 +6,7 @@ ppoll(2) in which the kernel watches the virtqueues as well; under --poll user t
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -14,8 +15,6 @@ from kpoll.kernel.busy_poll import set_busy_poll
 from .net_options import TapBackend, TapFdBackend
 
 if TYPE_CHECKING:
-    import socket
-
     from kpoll.kernel.probe import KernelFacts
 
     from .net_options import NetConfig
@@ -81,5 +80,7 @@ def _nobody_polls(strategy: type_poll, sysctl_us: int | None) -> list[str]:
 
 
 def _loopback(sock: socket.socket) -> bool:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):  # AF_XDP: a queue of an interface, which has no address
+        return False
     host = str(sock.getsockname()[0])
     return host.startswith("127.") or host == "::1"

@@ -91,9 +91,11 @@ def open_ports(config: NetConfig) -> Iterator[Ports]:
                 handles.append(_made(error, out, config, stack))
                 offloads = SOFT_OFFLOADS
             case XdpBackend() as backend:
-                xdp = stack.enter_context(open_xdp(backend, pairs=pairs, mtu=config.mtu))
+                xdp = stack.enter_context(
+                    open_xdp(backend, pairs=pairs, mtu=config.mtu, busy_poll_us=config.busy_poll_us)
+                )
                 handles.extend(xdp.handles)
-                offloads, mtu = SOFT_OFFLOADS, xdp.mtu
+                offloads, mtu, sock = SOFT_OFFLOADS, xdp.mtu, xdp.sockets[0].sock
             case backend:
                 tap = stack.enter_context(open_tap(backend, pairs=pairs, mac=config.mac))
                 offloads = tap.offloads

@@ -17,10 +17,12 @@ import struct
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from kpoll.kernel.busy_poll import set_busy_poll
 from kpoll.vhost._core import ffi as core
 from kpoll.vhost._core import lib
 
 from .errors import KpollError, os_reason
+from .net_busy_poll import BUDGET
 from .net_libxdp import XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD, XdpLibraries, ffi, load_libraries
 from .net_xdp_program import PERMISSION, XdpProgram
 from .sandbox import CAP_IPC_LOCK, CAP_NET_RAW, Kept
@@ -62,10 +64,13 @@ class _Socket:
     Attributes:
         handle: A `struct net_port *`.
         fd: The socket.
+        sock: The same, for its options.
 
     """
 
-    def __init__(self, libraries: XdpLibraries, backend: XdpBackend, queue: int, stack: ExitStack) -> None:
+    def __init__(
+        self, libraries: XdpLibraries, backend: XdpBackend, queue: int, busy_poll_us: int | None, stack: ExitStack
+    ) -> None:
         """Open it; `stack` closes it. Raises KpollError."""
         xdp = libraries.libxdp
         option = f"--backend {backend}"
@@ -103,8 +108,12 @@ class _Socket:
             raise KpollError(f"{option}: {_bind_reason(-error, backend.interface, queue)}")
         stack.callback(xdp.xsk_socket__delete, sock[0])
         self.fd = int(xdp.xsk_socket__fd(sock[0]))
+        same = socket.socket(_AF_XDP, socket.SOCK_RAW, 0, fileno=os.dup(self.fd))
+        self.sock = stack.enter_context(same)
+        polled = set_busy_poll(self.sock, busy_poll_us, BUDGET)
         out = core.new("struct net_port **")
         with_ = core.new("struct net_xdp *", {"fd": self.fd, "umem": _address(pinned)})
+        with_.busy_poll = polled.us > 0
         for name, ring in rings.items():
             part = getattr(with_, name)
             part.producer, part.consumer, part.flags = (
@@ -120,8 +129,7 @@ class _Socket:
     @property
     def zero_copy(self) -> bool:
         """Whether the card reads and writes our memory itself."""
-        with socket.socket(_AF_XDP, socket.SOCK_RAW, 0, fileno=os.dup(self.fd)) as same:
-            return bool(same.getsockopt(_SOL_XDP, _XDP_OPTIONS) & _XDP_OPTIONS_ZEROCOPY)
+        return bool(self.sock.getsockopt(_SOL_XDP, _XDP_OPTIONS) & _XDP_OPTIONS_ZEROCOPY)
 
 
 def _address(at: Any) -> Any:
@@ -140,12 +148,15 @@ class Xdp:
 
     """
 
-    def __init__(self, backend: XdpBackend, pairs: int, mtu: int | None, stack: ExitStack) -> None:
+    def __init__(
+        self, backend: XdpBackend, pairs: int, mtu: int | None, busy_poll_us: int | None, stack: ExitStack
+    ) -> None:
         """Open all; `stack` closes it. Raises KpollError."""
         self.name = backend.interface
         self._option = f"--backend {backend}"
         self._backend = backend
         self._pairs = pairs
+        self._busy_poll_us = busy_poll_us
         self._libraries = load_libraries(self._option)
         self._promiscuous = self._packet_socket()
         stack.callback(self._promiscuous.close)
@@ -189,7 +200,7 @@ class Xdp:
             self._program.attach(self.name, self.index)
             sockets = []
             for queue in range(self._backend.queue, self._backend.queue + self._pairs):
-                sockets.append(_Socket(self._libraries, self._backend, queue, opened))
+                sockets.append(_Socket(self._libraries, self._backend, queue, self._busy_poll_us, opened))
                 self._program.direct(queue, sockets[-1].fd)
             self._receive_all()
             return sockets, opened.pop_all()
@@ -273,16 +284,17 @@ def _bind_reason(error: int, interface: str, queue: int) -> str:
 
 
 @contextmanager
-def open_xdp(backend: XdpBackend, *, pairs: int, mtu: int | None) -> Iterator[Xdp]:
+def open_xdp(backend: XdpBackend, *, pairs: int, mtu: int | None, busy_poll_us: int | None = None) -> Iterator[Xdp]:
     """Open the queues that `backend` names; on leaving, the interface is the host's again.
 
     Args:
         backend: The interface, and the first of its queues.
         pairs: How many queues.
         mtu: What the guest is to be told, or None.
+        busy_poll_us: SO_BUSY_POLL of the sockets, or None: as the host has it.
 
     Raises KpollError with what to do when they can't be had.
 
     """
     with ExitStack() as stack:
-        yield Xdp(backend, pairs, mtu, stack)
+        yield Xdp(backend, pairs, mtu, busy_poll_us, stack)

@@ -130,6 +130,22 @@ def test_what_the_guest_leaves_undone_is_done_before_it_goes_over_the_wire(tmp_p
 
 
 @in_own_network
+def test_a_queue_that_is_busy_polled_says_so_and_carries_frames(tmp_path: Path) -> None:
+    guest, host = FAMILIES["IPv4"]
+    make_cable()
+    with serve(tmp_path, "--busy-poll-us", "50") as daemon:
+        polled = daemon.logged("busy_poll")
+        assert (polled["us"], polled["prefer"], polled["budget"], polled["missing"]) == (50, True, 32, [])
+        daemon.logged("listening")
+        with Card(tmp_path / "s") as card, udp_socket(host) as peer:
+            card.send(udp(guest, host, PORTS, b"polled"))
+            assert peer.recv(2048) == b"polled"
+            peer.sendto(b"and back", (str(guest.ip), PORTS[0]))
+            assert arrived(card, guest, host) == b"and back"
+        assert daemon.stop() == 0
+
+
+@in_own_network
 def test_frames_wait_for_a_guest_that_has_no_buffers(tmp_path: Path) -> None:
     make_cable()
     with serve(tmp_path) as daemon, socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as peer:
