@@ -17,9 +17,9 @@
 #include "../../kernel/c/atomics.h"
 #include "bench_net_load.h"
 
-#define TURNS_PER_LOOK 16       /* turns between looks at the clock */
-#define SPINS_PER_LOOK 1024     /* the same of fruitless ones */
-#define GIVE_UP_NS 100000000ull /* what has not come back after so long of silence is lost */
+#define TURNS_PER_LOOK 16        /* turns between looks at the clock */
+#define SPINS_PER_LOOK 1024      /* the same of fruitless ones */
+#define GIVE_UP_NS 1000000000ull /* what has not come back after so long of silence is lost */
 
 static uint64_t tx_stride(const struct bench_net_config *cfg)
 {

@@ -107,7 +107,7 @@ static void start(enum habit habit, uint64_t features, bool merges)
 		.mrg_rxbuf = merges,
 		.verify = true,
 		.seed = 7,
-		.stall_ns = habit == SWALLOWS ? 50000000u : 20000000000u,
+		.stall_ns = habit == SWALLOWS ? 2000000000u : 20000000000u,
 		.reflect_fd = -1,
 		.area_gpa = PAIR_GPA + PAIR_DATA,
 	};
