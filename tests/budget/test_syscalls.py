@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tomllib
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,9 +114,10 @@ def listener(sock: Path) -> int:
     )
     for task in Path("/proc/self/task").glob("*/children"):
         for child in task.read_text().split():
-            links = [str(link.readlink()) for link in Path(f"/proc/{child}/fd").iterdir()]
-            if f"socket:[{inode}]" in links:
-                return int(child)
+            for link in Path(f"/proc/{child}/fd").iterdir():
+                with suppress(FileNotFoundError):  # one that it has closed meanwhile
+                    if str(link.readlink()) == f"socket:[{inode}]":
+                        return int(child)
     raise AssertionError("nobody listens")
 
 
