@@ -151,8 +151,12 @@ def test_every_metric_of_the_docs_is_there_with_its_labels_and_no_other(sock: Pa
     assert served(samples) == documented(without=ONLY_CARDS)
 
 
-def test_a_card_has_all_of_them_but_what_disks_have(sock: Path, where: Path) -> None:
-    with Daemon("net", "--backend", "echo", "--socket-path", sock, "--metrics-socket", where) as daemon:
+def test_a_card_on_a_socket_has_all_of_them_but_what_disks_have(sock: Path, where: Path) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        host, port = free.getsockname()
+    backend = f"udp:{host}:{port},127.0.0.2:{port}"
+    with Daemon("net", "--backend", backend, "--socket-path", sock, "--metrics-socket", where) as daemon:
         daemon.logged("metrics_listening")
         with Guest(sock) as guest:
             break_queue(guest, daemon)
