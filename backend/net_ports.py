@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kpoll.vhost._core import ffi, lib
@@ -20,7 +21,7 @@ from .net_xdp import Xdp, open_xdp
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from .net_options import NetConfig
     from .net_rarp import type_send
@@ -50,9 +51,12 @@ class Ports:
     send: type_send | None = None
 
 
-def _made(error: int, out: Any, config: NetConfig, stack: ExitStack) -> Any:
+def _make(create: Callable[..., int], *what: Any, option: str, stack: ExitStack) -> Any:
+    """Make a `struct net_port *` by its net_port_*(); `stack` frees it. Raises KpollError."""
+    out = ffi.new("struct net_port **")
+    error = -create(out, *what)
     if error:
-        raise KpollError(f"--backend {config.backend}: {os.strerror(-error)}")
+        raise KpollError(f"{option}: {os.strerror(error)}")
     stack.callback(lib.net_port_destroy, out[0])
     return out[0]
 
@@ -62,45 +66,36 @@ def open_ports(config: NetConfig) -> Iterator[Ports]:
     """Open the back-end of `config`; close it on leaving, when no worker runs any more. Raises KpollError."""
     pairs = config.num_queue_pairs
     with ExitStack() as stack:
+        make = partial(_make, option=f"--backend {config.backend}", stack=stack)
         tap = xdp = mtu = sock = send = None
         offloads = NO_OFFLOADS
-        handles = []
         match config.backend:
-            case NullBackend() | EchoBackend() as backend:
-                for _ in range(pairs):
-                    out = ffi.new("struct net_port **")
-                    if isinstance(backend, NullBackend):
-                        error = lib.net_port_null(out, backend.size)
-                    else:
-                        error = lib.net_port_echo(out)
-                    handles.append(_made(error, out, config, stack))
+            case NullBackend() as backend:
+                handles = [make(lib.net_port_null, backend.size) for _ in range(pairs)]
+            case EchoBackend():
+                handles = [make(lib.net_port_echo) for _ in range(pairs)]
             case UdpBackend() | VxlanBackend() as backend:
                 if pairs > 1:
                     raise UsageError(f"--num-queue-pairs {pairs}: --backend {backend} is one path; use 1")
-                out = ffi.new("struct net_port **")
+                offloads = SOFT_OFFLOADS
                 if isinstance(backend, UdpBackend):
                     sock = stack.enter_context(open_udp(backend))
                     send = send_by_udp(sock)
-                    error = lib.net_port_udp(out, sock.fileno())
+                    handles = [make(lib.net_port_udp, sock.fileno())]
                 else:
                     tunnel = stack.enter_context(open_vxlan(backend))
-                    sock = tunnel.sock
-                    error = lib.net_port_vxlan(out, sock.fileno(), backend.vni, tunnel.probe.fileno())
-                    mtu = tunnel.mtu
+                    sock, mtu = tunnel.sock, tunnel.mtu
                     send = send_by_vxlan(sock, backend.vni, tunnel.probe.getpeername())
-                handles.append(_made(error, out, config, stack))
-                offloads = SOFT_OFFLOADS
+                    handles = [make(lib.net_port_vxlan, sock.fileno(), backend.vni, tunnel.probe.fileno())]
             case XdpBackend() as backend:
                 xdp = stack.enter_context(
                     open_xdp(backend, pairs=pairs, mtu=config.mtu, busy_poll_us=config.busy_poll_us)
                 )
-                handles.extend(xdp.handles)
+                handles = list(xdp.handles)
                 offloads, mtu, sock = SOFT_OFFLOADS, xdp.mtu, xdp.sockets[0].sock
             case backend:
                 tap = stack.enter_context(open_tap(backend, pairs=pairs, mac=config.mac))
                 offloads = tap.offloads
                 send = send_by_tap(tap)
-                for fd in tap.fds:
-                    out = ffi.new("struct net_port **")
-                    handles.append(_made(lib.net_port_tap(out, fd), out, config, stack))
+                handles = [make(lib.net_port_tap, fd) for fd in tap.fds]
         yield Ports(tuple(handles), offloads, tap, xdp, mtu, sock, send)
