@@ -14,13 +14,13 @@ from tests.vm.host_end import TCP_PORT, host_end
 from tests.vm.network import own_network
 from tests.vm.traffic import (
     HOST,
-    bulk_between,
     bulk_to_host_and_back,
     guest_interface,
     host_interface,
     ip4,
     no_faults,
     reaches,
+    talk,
 )
 
 if TYPE_CHECKING:
@@ -123,9 +123,5 @@ async def test_qemus_dgram_netdev_is_a_peer(tmp_path: Path) -> None:
         uml(card=daemon.socket) as first,
         qemu(devices, network=network) as second,
     ):
-        await guest_interface(first, 1)
-        await guest_interface(second, 2)
-        await reaches(first, 2)
-        await bulk_between(first, second, 2, mib=2)
-        await bulk_between(second, first, 1, mib=2)
+        await talk(first, second)
         await no_faults(daemon)

@@ -13,7 +13,7 @@ from tests.vm.daemon import Daemon, kpoll_net
 from tests.vm.guest import Guest, uml
 from tests.vm.host_end import host_end
 from tests.vm.network import Network, own_network
-from tests.vm.traffic import bulk_between, bulk_to_host_and_back, guest_interface, host_interface, no_faults, reaches
+from tests.vm.traffic import bulk_to_host_and_back, guest_interface, host_interface, no_faults, reaches, talk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -104,10 +104,6 @@ async def test_two_guests_talk_over_a_udp_path(tmp_path: Path) -> None:
             uml(card=left.socket) as first,
             uml(card=right.socket) as second,
         ):
-            await guest_interface(first, 1)
-            await guest_interface(second, 2)
-            await reaches(first, 2)
-            await bulk_between(first, second, 2, mib=2)
-            await bulk_between(second, first, 1, mib=2)
+            await talk(first, second)
             await no_faults(left)
             await no_faults(right)

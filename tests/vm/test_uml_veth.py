@@ -13,12 +13,12 @@ from tests.vm.host_end import host_end
 from tests.vm.network import Network, own_network
 from tests.vm.traffic import (
     HOST,
-    bulk_between,
     bulk_to_host_and_back,
     guest_interface,
     host_interface,
     no_faults,
     reaches,
+    talk,
 )
 
 if TYPE_CHECKING:
@@ -73,11 +73,7 @@ async def test_two_guests_talk_with_a_daemon_at_each_end(tmp_path: Path) -> None
         uml(card=left.socket) as first,
         uml(card=right.socket) as second,
     ):
-        await guest_interface(first, 1)
-        await guest_interface(second, 2)
-        await reaches(first, 2)
-        await bulk_between(first, second, 2, mib=2)
-        await bulk_between(second, first, 1, mib=2)
+        await talk(first, second)
         await no_faults(left)
         await no_faults(right)
 

@@ -83,6 +83,15 @@ async def bulk_between(sender: Guest, receiver: Guest, number: int, *, mib: int)
         assert (await receiver.finish()).splitlines()[-1] == sent.splitlines()[-1]
 
 
+async def talk(first: Guest, second: Guest) -> None:
+    """Give two guests their addresses, and check that each gets from the other what it was sent."""
+    await guest_interface(first, 1)
+    await guest_interface(second, 2)
+    await reaches(first, 2)
+    await bulk_between(first, second, 2, mib=2)
+    await bulk_between(second, first, 1, mib=2)
+
+
 async def no_faults(daemon: Daemon) -> None:
     """Check that no queue was broken, and no frame taken for a lie: drivers of Linux give no cause for either."""
     metrics = await daemon.metrics()
