@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tests.vm.network import Network
 
 HOST = 1
+# The same on whatever is the host's end: a guest's neighbour entry for it is good for the interface that took its place.
+HOST_MAC = "02:00:00:00:00:01"
 SEND_PORT = 7001
 TFTP_BLOCKS = (1024, 8192, 60000)  # in one Ethernet frame, in a jumbo frame, in a datagram of many frames
 
@@ -34,6 +36,7 @@ def ip6(number: int) -> str:
 async def host_interface(network: Network, name: str, *, mtu: int = 1500) -> None:
     """Give an interface of the host the host's addresses, and put the cable in."""
     await network.run(f"""
+        ip link set dev {name} address {HOST_MAC}
         ip address add {ip4(HOST)}/24 dev {name}
         ip address add {ip6(HOST)}/64 dev {name} nodad
         ip link set dev {name} mtu {mtu} up""")
