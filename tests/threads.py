@@ -49,12 +49,24 @@ def states(pid: int, name: str) -> set[str]:
     return {(task / "stat").read_text().rpartition(")")[2].split()[0] for task in _threads(pid, name)}
 
 
-def come_to_rest(pid: int, name: str, seconds: float) -> bool:
+def assert_idle(used: Cost, seconds: float) -> None:
+    """Check what a process with nothing to do has used: under 0.2 % of a CPU, and it never woke up by itself.
+
+    Args:
+        used: by all of its threads.
+        seconds: how long it was watched.
+
+    """
+    assert used.cpu_ns < 0.002 * seconds * 1e9, used
+    assert used.sleeps == 0, used
+
+
+def come_to_rest(pid: int, name: str | None, seconds: float) -> bool:
     """Wait until the threads of a name have used nothing for a tenth of a second.
 
     Args:
         pid: their process.
-        name: of the threads.
+        name: of the threads; None: all of them.
         seconds: how long to wait at most.
 
     Returns:
