@@ -37,7 +37,7 @@ class Ports:
         tap: The tap behind them, if it is one.
         xdp: The interface, if it is one whose queues are ours.
         mtu: What the guest's should be, if the back-end knows.
-        sock: The socket, if it is one.
+        udp: The socket, if frames go in datagrams.
         send: Sends one frame, beside what the guest sends; None where that can't be.
 
     """
@@ -47,8 +47,13 @@ class Ports:
     tap: Tap | None = None
     xdp: Xdp | None = None
     mtu: int | None = None
-    sock: socket.socket | None = None
+    udp: socket.socket | None = None
     send: type_send | None = None
+
+    @property
+    def sock(self) -> socket.socket | None:
+        """The socket, if it is one; another one after an interface was gone and is back."""
+        return self.udp if self.xdp is None else self.xdp.sockets[0].sock
 
 
 def _make(create: Callable[..., int], *what: Any, option: str, stack: ExitStack) -> Any:
@@ -67,7 +72,7 @@ def open_ports(config: NetConfig) -> Iterator[Ports]:
     pairs = config.num_queue_pairs
     with ExitStack() as stack:
         make = partial(_make, option=f"--backend {config.backend}", stack=stack)
-        tap = xdp = mtu = sock = send = None
+        tap = xdp = mtu = udp = send = None
         offloads = NO_OFFLOADS
         match config.backend:
             case NullBackend() as backend:
@@ -79,23 +84,23 @@ def open_ports(config: NetConfig) -> Iterator[Ports]:
                     raise UsageError(f"--num-queue-pairs {pairs}: --backend {backend} is one path; use 1")
                 offloads = SOFT_OFFLOADS
                 if isinstance(backend, UdpBackend):
-                    sock = stack.enter_context(open_udp(backend))
-                    send = send_by_udp(sock)
-                    handles = [make(lib.net_port_udp, sock.fileno())]
+                    udp = stack.enter_context(open_udp(backend))
+                    send = send_by_udp(udp)
+                    handles = [make(lib.net_port_udp, udp.fileno())]
                 else:
                     tunnel = stack.enter_context(open_vxlan(backend))
-                    sock, mtu = tunnel.sock, tunnel.mtu
-                    send = send_by_vxlan(sock, backend.vni, tunnel.probe.getpeername())
-                    handles = [make(lib.net_port_vxlan, sock.fileno(), backend.vni, tunnel.probe.fileno())]
+                    udp, mtu = tunnel.sock, tunnel.mtu
+                    send = send_by_vxlan(udp, backend.vni, tunnel.probe.getpeername())
+                    handles = [make(lib.net_port_vxlan, udp.fileno(), backend.vni, tunnel.probe.fileno())]
             case XdpBackend() as backend:
                 xdp = stack.enter_context(
                     open_xdp(backend, pairs=pairs, mtu=config.mtu, busy_poll_us=config.busy_poll_us)
                 )
                 handles = list(xdp.handles)
-                offloads, mtu, sock = SOFT_OFFLOADS, xdp.mtu, xdp.sockets[0].sock
+                offloads, mtu = SOFT_OFFLOADS, xdp.mtu
             case backend:
                 tap = stack.enter_context(open_tap(backend, pairs=pairs, mac=config.mac))
                 offloads = tap.offloads
                 send = send_by_tap(tap)
                 handles = [make(lib.net_port_tap, fd) for fd in tap.fds]
-        yield Ports(tuple(handles), offloads, tap, xdp, mtu, sock, send)
+        yield Ports(tuple(handles), offloads, tap, xdp, mtu, udp, send)
