@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kpoll.kernel.vm.machine import built
 from tests.kernel.compiled import SOURCES, version
 from tests.kernel.vm import TEST_KERNEL, vm_ok
 
@@ -51,21 +53,52 @@ def test_project_module_and_dkms_agree_on_the_version(module: Path) -> None:
     assert f'PACKAGE_VERSION="{version()}"' in (SOURCES / "dkms.conf").read_text()
 
 
-# What README tells an administrator to do, on a kernel of Debian's own with its headers; the VM keeps nothing of it.
+# What README tells an administrator to do, on Debian with that kernel and its headers: here's own root, in a layer that
+# forgets. Not in the VM, where it takes minutes; that the module loads is seen there above.
+LAYERS = """
+    mount -t tmpfs tmpfs "$1"
+    mkdir "$1/root"
+    above() {
+        mkdir -p "$1/changes$2" "$1/work$2"
+        mount -t overlay -o "lowerdir=${2:-/},upperdir=$1/changes$2,workdir=$1/work$2" overlay "$1/root$2"
+    }
+    above "$1" ""
+    above "$1" "$2"
+    mkdir -p "$1/root$3"
+    mount --bind "$3" "$1/root$3"
+    mount -t proc proc "$1/root/proc"
+    mount --rbind /dev "$1/root/dev"
+    release=$(ls "$2/lib/modules")
+    mkdir -p "$1/root/lib/modules"
+    ln -s "$2/lib/modules/$release" "$1/root/lib/modules"
+    chroot "$1/root" env --chdir "$3" KERNEL="$release" sh -exc "$4"
+"""
 DKMS = """
-    cd kernel/module
+    there() { modprobe --set-version "$KERNEL" --show-depends eventfd_poll; }
+    ! there
     make install
-    modprobe eventfd_poll
-    test -c /dev/eventfd_poll
-    rmmod eventfd_poll
+    there
     make install
-    modprobe eventfd_poll
-    rmmod eventfd_poll
+    there
     make uninstall
-    ! modprobe eventfd_poll
+    ! there
     test -z "$(ls -d /usr/src/eventfd_poll* /var/lib/dkms/eventfd_poll)"
 """
 
 
-def test_dkms_installs_the_module_also_in_place_of_itself_and_takes_it_away(stock: str) -> None:
-    print(vm_ok("sh", "-exc", DKMS, kernel=stock, seconds=300))
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts, and what DKMS itself needs")
+def test_dkms_installs_the_module_also_in_place_of_itself_and_takes_it_away(stock: str, tmp_path: Path) -> None:
+    command = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-ec",
+        LAYERS,
+        "sh",
+        str(tmp_path),
+        str(built(stock)),
+        str(SOURCES.parent),
+    ]
+    run = subprocess.run([*command, f"cd module{DKMS}"], capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "insmod" in run.stdout
