@@ -10,7 +10,7 @@ from kpoll.vhost._core import ffi, lib
 from kpoll.vhost.device import DeviceError
 from kpoll.vhost.features import ProtocolFeature
 
-from .errors import KpollError
+from .errors import KpollError, os_reason
 from .net_config import MTU_MAX, MTU_MIN, NetFeature, NetStatus, config_space, device_features, usable_offloads
 from .net_queue import NetQueue
 from .net_rarp import rarp_frame
@@ -42,7 +42,12 @@ class NetDevice(WorkerDevice):
     queues: tuple[NetQueue, ...]
 
     def __init__(
-        self, config: NetConfig, ports: Ports, queues: tuple[NetQueue, ...], workers: tuple[Worker, ...]
+        self,
+        config: NetConfig,
+        ports: Ports,
+        queues: tuple[NetQueue, ...],
+        workers: tuple[Worker, ...],
+        log: FilteringBoundLogger,
     ) -> None:
         """Put the parts together; queues 2n and 2n + 1 already belong to worker n."""
         self.ports = ports
@@ -53,6 +58,9 @@ class NetDevice(WorkerDevice):
         self.link_up = True
         self.mtu = ports.mtu if config.mtu is None else config.mtu
         self._config = config
+        self._log = log
+        self._running: frozenset[int] = frozenset()
+        self._deal_refused = False
         self._features = device_features(offloads=ports.offloads, mtu=self.mtu, pairs=config.num_queue_pairs)
 
     def features(self) -> int:
@@ -81,6 +89,23 @@ class NetDevice(WorkerDevice):
         """Have the tap leave to the guest what it negotiated, and nothing else. Raises OSError."""
         if self.ports.tap is not None and self.ports.tap.attached:
             self.ports.tap.set_features(usable_offloads(features))
+
+    def set_running(self, running: frozenset[int]) -> None:
+        """Have nothing dealt to a pair whose rx vring doesn't run."""
+        self._running = running
+        self.deal()
+
+    def deal(self) -> None:
+        """Have a tap deal frames to those pairs alone that receive; also to be called when it was attached again."""
+        tap = self.ports.tap
+        if tap is None:
+            return
+        try:
+            tap.deal_to([index // 2 for index in self._running if index % 2 == 0])
+        except OSError as error:
+            if not self._deal_refused:
+                self._log.warning("queues_not_set", interface=tap.name, error=os_reason(error))
+            self._deal_refused = True
 
     def protocol_features(self) -> int:
         """Take an MTU from the front-end; announce the guest where the back-end has a way to."""
@@ -144,4 +169,4 @@ def open_device(config: NetConfig, ports: Ports, log: FilteringBoundLogger) -> I
                     raise KpollError("out of memory for virtqueues: use a smaller --num-queue-pairs")
                 stack.callback(lib.net_queue_destroy, handle)
                 queues.append(NetQueue(index, handle, lane, worker))
-        yield NetDevice(config, ports, tuple(queues), tuple(workers))
+        yield NetDevice(config, ports, tuple(queues), tuple(workers), log)

@@ -92,6 +92,7 @@ class _Cable:
         ports = self._device.ports
         if ports.tap is not None:
             ports.tap.attach_again()
+            self._device.deal()
         if ports.xdp is not None:
             with ports.xdp.opened_again() as handles:
                 await self._device.plug(handles)

@@ -1,8 +1,9 @@
 """A tap: the host's end of a network cable whose other end is a descriptor (Documentation/networking/tuntap.rst).
 
 Attached to where it exists, made where it doesn't, or opened by somebody else and passed to us. Each queue pair has a
-descriptor of its own. Frames come with the header of virtio itself (virtio 1.2 §5.1.6), so that checksums and
-segmentation stay with whoever does them best. The administrator's part is left alone: addresses, bridges, up and down.
+descriptor of its own, and the kernel deals frames for the guest to those that are attached. Frames come with the header
+of virtio itself (virtio 1.2 §5.1.6), so that checksums and segmentation stay with whoever does them best. The
+administrator's part is left alone: addresses, bridges, up and down.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .net_config import NO_OFFLOADS, NetFeature, usable_offloads
 from .net_options import TapBackend, mac_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from .net_options import TapFdBackend
 
@@ -32,10 +33,13 @@ VNET_HDR_BYTES: Final = 12  # struct virtio_net_hdr with num_buffers, which VIRT
 _TUNSETIFF: Final = 0x400454CA
 _TUNSETOFFLOAD: Final = 0x400454D0
 _TUNGETIFF: Final = 0x800454D2
+_TUNSETQUEUE: Final = 0x400454D9
 _TUNSETVNETHDRSZ: Final = 0x400454D8
 _TUNSETVNETLE: Final = 0x400454DC
 _IFF_TAP: Final = 0x0002
 _IFF_MULTI_QUEUE: Final = 0x0100
+_IFF_ATTACH_QUEUE: Final = 0x0200
+_IFF_DETACH_QUEUE: Final = 0x0400
 _IFF_NO_PI: Final = 0x1000
 _IFF_VNET_HDR: Final = 0x4000
 _FLAGS: Final = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
@@ -101,6 +105,11 @@ def _set_interface(fd: int, name: str, flags: int) -> None:
     fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(os.fsencode(name), flags))
 
 
+def _set_queue(fd: int, *, attach: bool) -> None:
+    flag = _IFF_ATTACH_QUEUE if attach else _IFF_DETACH_QUEUE
+    fcntl.ioctl(fd, _TUNSETQUEUE, _IFREQ.pack(b"", flag))
+
+
 def _hardware_address(fd: int, name: str) -> bytes:
     """Return the MAC address of an interface; `fd` is its tap, or any socket of its network. Raises OSError."""
     (mac,) = _HWADDR.unpack(fcntl.ioctl(fd, _SIOCGIFHWADDR, _IFREQ.pack(os.fsencode(name), 0)))
@@ -152,8 +161,26 @@ class Tap:
         self._features = features
         fcntl.ioctl(self.fds[0], _TUNSETOFFLOAD, tun_offload(features))
 
+    def deal_to(self, pairs: Collection[int]) -> None:
+        """Have the kernel deal frames to these pairs alone; in any case to the first one, where they wait for a guest.
+
+        What waits for a pair that is left out is lost; what it sends is still taken. A tap that was deleted deals
+        nothing, which is no error.
+
+        Raises OSError when the kernel refuses (a security module can).
+        """
+        try:
+            for pair, fd in enumerate(self.fds[1:], 1):
+                _, flags = _interface(fd)
+                detached = bool(flags & _IFF_DETACH_QUEUE)
+                if detached == (pair in pairs):
+                    _set_queue(fd, attach=detached)
+        except OSError:
+            if self.attached:
+                raise
+
     def attach_again(self) -> None:
-        """Attach the descriptors to an interface that was deleted and is back under its name.
+        """Attach the descriptors to an interface that was deleted and is back under its name; it deals to them all.
 
         Raises KpollError when it can't be had.
         """

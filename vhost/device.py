@@ -174,6 +174,17 @@ class Device(ABC):
 
         """
 
+    def set_running(self, running: frozenset[int]) -> None:
+        """Take note of which vrings run, whenever it has become others; for who shares out work among them.
+
+        A vring that is stopped and started again while something else changes is not told of.
+
+        Args:
+            running: Their numbers.
+
+        """
+        del running
+
     async def reset(self) -> None:
         """Return to the initial state: RESET_DEVICE, a device status of 0, or the front-end has left."""
         return

@@ -7,7 +7,7 @@ nothing any more), the change is made, and those that are ready go on from where
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 import trio
@@ -45,6 +45,7 @@ class Vrings:
         self._device = device
         self._log = log
         self._vrings = Vring.make(device.num_queues)
+        self._running: frozenset[int] = frozenset()
         self.features = 0
         self.memory: MemoryTable | None = None
 
@@ -65,6 +66,26 @@ class Vrings:
 
     async def stop(self, vring: Vring) -> None:
         """Stop a vring, if it runs: its base is up to date and nothing touches guest memory when this returns."""
+        with self._changing():
+            await self._stop(vring)
+
+    async def stop_all(self) -> None:
+        """Stop every vring that runs."""
+        with self._changing():
+            await self._stop_all()
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Tell the device at the end which vrings run, if they are others than those that it was told last."""
+        try:
+            yield
+        finally:
+            running = frozenset(vring.index for vring in self._vrings if vring.running)
+            if running != self._running:
+                self._running = running
+                self._device.set_running(running)
+
+    async def _stop(self, vring: Vring) -> None:
         if not vring.running:
             return
         with trio.CancelScope(shield=True):
@@ -72,10 +93,9 @@ class Vrings:
         vring.running = False
         self._log.info("vring_stopped", queue=vring.index, base=vring.base)
 
-    async def stop_all(self) -> None:
-        """Stop every vring that runs."""
+    async def _stop_all(self) -> None:
         for vring in self._vrings:
-            await self.stop(vring)
+            await self._stop(vring)
 
     @asynccontextmanager
     async def paused(self, vring: Vring) -> AsyncIterator[None]:
@@ -85,12 +105,13 @@ class Vrings:
             OSError, DeviceError: After the change the vring is ready to run, but can't.
 
         """
-        await self.stop(vring)
-        try:
-            yield
-        finally:
-            if self._ready(vring):
-                await self._start(vring)
+        with self._changing():
+            await self._stop(vring)
+            try:
+                yield
+            finally:
+                if self._ready(vring):
+                    await self._start(vring)
 
     @asynccontextmanager
     async def all_paused(self) -> AsyncIterator[None]:
@@ -99,13 +120,14 @@ class Vrings:
         A vring that can't go on after it stays stopped and is tried again after the next change: a front-end replaces
         memory under running vrings by REM_MEM_REG and ADD_MEM_REG, between which the ring itself may be missing.
         """
-        await self.stop_all()
-        try:
-            yield
-        finally:
-            for vring in self._vrings:
-                if self._ready(vring):
-                    await self._try_start(vring)
+        with self._changing():
+            await self._stop_all()
+            try:
+                yield
+            finally:
+                for vring in self._vrings:
+                    if self._ready(vring):
+                        await self._try_start(vring)
 
     def _ready(self, vring: Vring) -> bool:
         by_default = not self.features & VirtioFeature.VHOST_USER_F_PROTOCOL_FEATURES

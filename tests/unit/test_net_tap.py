@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -15,11 +16,17 @@ import struct
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
+from structlog.testing import LogCapture
 
+from kpoll.backend.config import SocketConfig
 from kpoll.backend.errors import KpollError
 from kpoll.backend.net_config import NO_OFFLOADS, OFFLOADS, NetFeature
-from kpoll.backend.net_options import TapBackend, TapFdBackend, mac_text
+from kpoll.backend.net_device import open_device
+from kpoll.backend.net_options import NetConfig, TapBackend, TapFdBackend, mac_text
+from kpoll.backend.net_ports import open_ports
 from kpoll.backend.net_tap import TUN_PATH, Tap, open_tap, tun_offload
+from kpoll.backend.poll import PollConfig
 from tests.netns import give_up_capabilities, in_own_network, set_up
 from tests.taps import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_QEMU, IFF_TAP, IFF_TUN, IFF_VNET_HDR, attach, delete, make
 
@@ -31,7 +38,7 @@ MAC = bytes.fromhex("525400123456")
 ANYBODY = 65534
 PATIENCE_S = 30.0
 
-TUNSETOFFLOAD = 0x400454D0
+TUNSETOFFLOAD, TUNGETIFF, IFF_DETACH_QUEUE = 0x400454D0, 0x800454D2, 0x0400
 SIOCETHTOOL, ETHTOOL_GTXCSUM, ETHTOOL_GTSO = 0x8946, 0x16, 0x1E
 
 ETH_P_TEST = 0x88B5  # IEEE 802 Local Experimental
@@ -66,6 +73,12 @@ def ethtool(name: str, command: int) -> int:
 
 def frame(number: int) -> bytes:
     return MAC + b"\2\0\0\0\0\1" + struct.pack("!HI", ETH_P_TEST, number) + bytes(42)
+
+
+def detached(fd: int) -> bool:
+    """Whether the kernel deals no frames to this queue."""
+    (flags,) = struct.unpack_from("H", fcntl.ioctl(fd, TUNGETIFF, bytes(40)), 16)
+    return bool(flags & IFF_DETACH_QUEUE)
 
 
 @contextlib.contextmanager
@@ -198,6 +211,55 @@ USO4, USO6 = NetFeature.VIRTIO_NET_F_GUEST_USO4, NetFeature.VIRTIO_NET_F_GUEST_U
 )
 def test_the_kernel_is_told_of_no_offload_without_what_it_requires(negotiated: int, bits: int) -> None:
     assert tun_offload(negotiated) == bits
+
+
+@in_own_network
+def test_frames_are_dealt_to_the_pairs_that_are_wanted_and_the_first() -> None:
+    with opened(pairs=4) as tap, host_end("vm1") as host:
+        for pairs in ([2], [], [0, 1, 2, 3], [1, 3]):
+            tap.deal_to(pairs)
+            assert [fd for fd in tap.fds if detached(fd)] == [
+                fd for i, fd in enumerate(tap.fds) if i not in {0, *pairs}
+            ]
+            assert tap.attached
+        os.write(tap.fds[2], HEADER + frame(2))
+        assert host.recv(65535) == frame(2), "a queue that is left out still sends"
+
+
+@in_own_network
+def test_a_kernel_that_refuses_to_deal_otherwise_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_fd: int, **_attach: bool) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr("kpoll.backend.net_tap._set_queue", refuse)
+    config = NetConfig(
+        socket=SocketConfig(path="s"),
+        poll=PollConfig(strategy="off", why=""),
+        backend=TapBackend("vm1"),
+        mac=MAC,
+        num_queue_pairs=2,
+    )
+    log = LogCapture()
+    logger = structlog.wrap_logger(
+        structlog.PrintLogger(), [log], wrapper_class=structlog.make_filtering_bound_logger(0)
+    )
+    with open_ports(config) as ports, open_device(config, ports, logger) as device:
+        device.set_running(frozenset({0, 1}))
+        device.set_running(frozenset({0, 1, 2, 3}))
+        device.set_running(frozenset())
+    [line] = log.entries
+    assert (line["event"], line["interface"]) == ("queues_not_set", "vm1")
+    assert line["error"] == "Operation not permitted"
+
+
+@in_own_network
+def test_a_tap_that_was_deleted_deals_to_nobody_and_then_to_all() -> None:
+    with opened(pairs=2) as tap:
+        tap.deal_to([])
+        delete("vm1")
+        tap.deal_to([1])
+        tap.attach_again()
+        assert not any(detached(fd) for fd in tap.fds)
 
 
 @in_own_network

@@ -158,10 +158,11 @@ async def play(steps: list[tuple[str, int]]) -> None:
             answer = await session.handle(received(request, payload, fds))
             if request is not Request.GET_VRING_BASE:
                 assert answer == pack_reply(request, U64(0)), step
-            assert set(device.running) == model.running(), step
+            assert set(device.running) == device.told[-1] == model.running(), step
     finally:
         await session.close()
     assert not device.running
+    assert not device.told[-1]
     assert device.calls[-1] == ("reset",)
 
 

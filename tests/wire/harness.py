@@ -49,6 +49,7 @@ class RecordingDevice(Device):
     Attributes:
         calls: (method, arguments …) in order.
         running: What runs right now: its configuration and its virtqueue.
+        told: Which vrings run, as it was told each time.
         stopping: Set when `stop_vring` begins, if `hold_stops`.
         release: Lets a held `stop_vring` end.
 
@@ -61,6 +62,7 @@ class RecordingDevice(Device):
         """Begin with nothing running."""
         self.calls: list[tuple[Any, ...]] = []
         self.running: dict[int, tuple[VringConfig, Virtqueue]] = {}
+        self.told: list[frozenset[int]] = [frozenset()]
         self.hold_stops = False
         self.extra_protocol_features = 0
         self.stopping = threading.Event()
@@ -122,6 +124,11 @@ class RecordingDevice(Device):
         del self.running[index]
         self.calls.append(("stop", index))
         return queue.base
+
+    def set_running(self, running: frozenset[int]) -> None:
+        """Write it down; it is the truth, and news."""
+        assert running == set(self.running) != self.told[-1]
+        self.told.append(running)
 
     async def reset(self) -> None:
         """Write it down; no vring runs any more."""

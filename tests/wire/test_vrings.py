@@ -179,6 +179,19 @@ def test_set_features_stops_all_rings_meanwhile(backend: Backend, device: Record
         assert [call[0] for call in device.calls] == ["stop", "stop", "set_features", "start", "start"]
 
 
+def test_a_pause_is_no_news_of_which_rings_run(backend: Backend, device: RecordingDevice) -> None:
+    with backend.negotiated() as frontend:
+        memory = add_ring_memory(frontend)
+        set_up(frontend, memory, index=0)
+        set_up(frontend, memory, index=1)
+        frontend.request(Request.SET_FEATURES, U64(frontend.acked_features))
+        frontend.add_memory(4096)
+        set_num(frontend, SIZE, index=1)
+        frontend.enable(0, on=False)
+        frontend.get_vring_base(1)
+    assert device.told == [set(), {0}, {0, 1}, {1}, set()]
+
+
 def test_a_new_call_descriptor_takes_over_without_stopping_the_ring(
     backend: Backend, device: RecordingDevice, eventfd: int
 ) -> None:
