@@ -54,8 +54,12 @@ _PACKET_MR_PROMISC: Final = 1
 _PACKET_MREQ: Final = struct.Struct("iHH8x")  # struct packet_mreq
 
 _SIOCGIFMTU: Final = 0x8921
+_SIOCGIFHWADDR: Final = 0x8927
 _SIOCGIFINDEX: Final = 0x8933
 _IFREQ_INT: Final = struct.Struct("16si20x")
+_IFREQ_FAMILY: Final = struct.Struct("16sH22x")
+_ARPHRD_ETHER: Final = 1
+_ARPHRD_LOOPBACK: Final = 772  # whose frames have an Ethernet header, too
 
 
 class _Socket:
@@ -161,6 +165,7 @@ class Xdp:
         self._promiscuous = self._packet_socket()
         stack.callback(self._promiscuous.close)
         self.index = self._find()
+        self._check_ethernet()
         self.mtu = self._check_mtu(mtu)
         self._program = XdpProgram(self._libraries, self._option)
         stack.callback(self._program.close)
@@ -188,6 +193,7 @@ class Xdp:
         The old ones stay until the end of the block, for whoever still uses them. Raises KpollError.
         """
         self.index = self._find()
+        self._check_ethernet()
         self._check_mtu(self.mtu)
         sockets, opened = self._open()
         before, self._opened, self.sockets = self._opened, opened, sockets
@@ -213,6 +219,16 @@ class Xdp:
             raise KpollError(
                 f"{self._option}: there is no interface {self.name} here; `ip link` lists those that there are"
             ) from None
+
+    def _check_ethernet(self) -> None:
+        """Check that what arrives there are frames: the kernel runs XDP on tunnels of IP packets as well."""
+        try:
+            request = _IFREQ_FAMILY.pack(os.fsencode(self.name), 0)
+            answer = fcntl.ioctl(self._promiscuous, _SIOCGIFHWADDR, request)
+        except OSError as error:
+            raise KpollError(f"{self._option}: {self.name}: {os_reason(error)}") from error
+        if _IFREQ_FAMILY.unpack(answer)[1] not in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK):
+            raise KpollError(f"{self._option}: {self.name} has no Ethernet: use an interface that carries its frames")
 
     def _check_mtu(self, asked: int | None) -> int:
         try:

@@ -157,7 +157,6 @@ def test_a_guest_that_has_moved_here_is_announced_and_an_mtu_agreed_to(tmp_path:
         (["--backend", "hub"], 2, ["--backend hub", "tap:NAME"]),
         (["--backend", "xdp:nobody"], 1, ["no interface nobody"]),
         (["--backend", "xdp:eth0,queues=2"], 2, ["xdp:IFACE,queue=N"]),
-        (["--backend", "echo", "--mtu", "67"], 2, ["--mtu 67"]),
         (["--backend", "echo", "--mac", "01:00:5e:00:00:01"], 2, ["--mac"]),
         (["--backend", "echo", "--num-queue-pairs", "0"], 2, ["--num-queue-pairs 0"]),
         (["--backend", "udp:192.0.2.1:9,192.0.2.2:9"], 1, ["192.0.2.1"]),
