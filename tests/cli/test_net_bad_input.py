@@ -1,7 +1,7 @@
 """Whatever a user gets wrong about what a card's frames go to is told in one line that says what to do about it.
 
 The tests of `open_tap` and others (tests/unit) have each reason; here is that the command line tells it, and no more.
-Not here: a driver that has no XDP (EOPNOTSUPP). The kernel runs the program itself for all that can be made without one.
+Not here: a driver without XDP (EOPNOTSUPP). The kernel runs the program itself for all that can be made without one.
 """
 
 from __future__ import annotations

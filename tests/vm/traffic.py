@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.vm.network import Network
 
 HOST = 1
-# The same on whatever is the host's end: a guest's neighbour entry for it is good for the interface that took its place.
+# The same on whatever is the host's end: a guest's neighbour entry for it holds for the interface that took its place.
 HOST_MAC = "02:00:00:00:00:01"
 SEND_PORT = 7001
 TFTP_BLOCKS = (1024, 8192, 60000)  # in one Ethernet frame, in a jumbo frame, in a datagram of many frames
