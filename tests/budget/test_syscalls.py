@@ -7,8 +7,6 @@ front-end runs here; it polls, so no interrupts are due.
 from __future__ import annotations
 
 import os
-import re
-import signal
 import subprocess
 import sys
 import tomllib
@@ -22,6 +20,7 @@ from kpoll.backend.bench.blk import BlkLoad, run_blk
 from kpoll.backend.bench.peers import running
 from kpoll.backend.bench.zram import zram
 from kpoll.backend.errors import KpollError
+from tests.strace import calls, counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,9 +29,6 @@ HERE = Path(__file__).parent
 BUDGET: dict[str, float] = tomllib.loads((HERE / "budget.toml").read_text())["syscalls"]
 REQUESTS = 10_000
 SIZE = 64 << 20
-# Giving the CPU away says how busy the machine is. Waits do count: they are bounded by what wakes them, a kick and a
-# completion per request at worst.
-IDLE = {"sched_yield"}
 
 
 def image(folder: Path) -> Path:
@@ -87,26 +83,6 @@ def file(folder: Path) -> Iterator[Path]:
 STORAGE = {"file": file, "loop": loop, "zram": ram}
 
 
-@contextmanager
-def counted(pid: int, out: Path) -> Iterator[None]:
-    """Count the system calls of a process and all its threads meanwhile."""
-    words = ["strace", "-c", "-f", "-q", "-S", "calls", "-U", "calls,name", "-o", str(out), "-p", str(pid)]
-    with subprocess.Popen(words, stderr=subprocess.PIPE) as strace:
-        try:
-            wait_traced(pid, strace)
-            yield
-        finally:
-            strace.send_signal(signal.SIGINT)  # detach, and write the summary
-
-
-def wait_traced(pid: int, strace: subprocess.Popen[bytes]) -> None:
-    """Return once every thread is attached."""
-    while any("TracerPid:\t0\n" in status.read_text() for status in Path(f"/proc/{pid}/task").glob("*/status")):
-        if strace.poll() is not None:
-            assert strace.stderr is not None
-            pytest.fail(f"strace: {strace.stderr.read().decode()}")
-
-
 def listener(sock: Path) -> int:
     """Tell which process listens on a socket, from the descriptors of our children."""
     inode = next(
@@ -135,10 +111,9 @@ def test_a_request_costs_no_more_system_calls_than_its_budget(tmp_path: Path, ca
             report = run_blk(sock, load)
     assert report.requests == REQUESTS
     assert report.errors == 0
-    calls = {name: int(count) for count, name in re.findall(r"^\s*(\d+)\s+(\w+)$", out.read_text(), re.MULTILINE)}
-    calls.pop("total", None)
-    print(f"{case}: {calls}")
-    assert {"io_submit", "pread64"} & calls.keys(), "strace saw no I/O"
-    cost = sum(count for name, count in calls.items() if name not in IDLE) / REQUESTS
+    made = calls(out)
+    print(f"{case}: {made}")
+    assert {"io_submit", "pread64"} & made.keys(), "strace saw no I/O"
+    cost = sum(made.values()) / REQUESTS
     print(f"{case}: {cost:.3f} system calls per request, budget {BUDGET[case]}")
-    assert cost <= BUDGET[case], calls
+    assert cost <= BUDGET[case], made
