@@ -14,6 +14,7 @@ import trio
 
 from kpoll.backend.net_link import LinkEvent, LinkState, LinkWatch, parse_link_events
 from tests.netns import in_own_network, set_up
+from tests.rtnetlink import attribute, message
 from tests.taps import attach, delete, make
 
 if TYPE_CHECKING:
@@ -26,14 +27,6 @@ PATIENCE_S = 30.0
 NLMSG_ERROR, RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR = 2, 16, 17, 20
 IFF_UP, IFF_RUNNING, IFF_LOWER_UP = 0x1, 0x40, 0x10000
 IFLA_ADDRESS, IFLA_IFNAME = 1, 3
-
-
-def message(kind: int, body: bytes) -> bytes:
-    return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body + bytes(-len(body) % 4)
-
-
-def attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
 def link(kind: int, index: int, flags: int, *attributes: bytes, family: int = 0) -> bytes:
