@@ -51,8 +51,12 @@ demo-kernel: build ## The demo's last act alone, where the kernel polls for kpol
 	@kernel/vm/build patched >/dev/null
 	@$(BIN)/python -m tests.kernel.demo_kernel
 
+# What doesn't mind company runs on all CPUs, a file on each, long ones first; what measures comes after it, alone.
+SIDE_BY_SIDE := tests/fuzz tests/vm tests/kernel/test_story.py tests/kernel/test_vm_boots.py \
+	tests/cli tests/c tests/unit tests/wire
 check: lint ## Lint, types and all tests, check-kernel's too: what CI runs
-	$(BIN)/pytest -rs --durations=8 $(PYTEST_ARGS)
+	$(BIN)/pytest -rs --durations=8 --numprocesses auto --dist loadfile $(PYTEST_ARGS) $(SIDE_BY_SIDE); first=$$?; \
+	$(BIN)/pytest -rs --durations=8 $(SIDE_BY_SIDE:%=--ignore=%) $(PYTEST_ARGS) && exit $$first
 
 check-kernel: build $(TOOLS) ## The patched kernel and the module, in the test VM, alone (make check has this too; first builds the kernel)
 	@.ci/setup kernel

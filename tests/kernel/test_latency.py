@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.kernel.compiled import Compiled
 
 STRATEGIES = ("off", "user", "module", "kernel")
-REQUESTS = 500
+REQUESTS = 200
 
 pytestmark = pytest.mark.skipif(SLOWER > 1, reason="a debug kernel's checks take longer than what is compared")
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ECHO = next(case for case in CASES if case.name == "echo-64")
+# One of each back-end, and of each that it is compared with: all of them take minutes.
+MEASURED = [each for each in CASES if each.name in ("null-rx-64", "echo-64", "vxlan-tx-64", "tap-tx-64", "udp-rtt-64")]
 
 
 def results(kpoll: list[float], other: list[float]) -> Results:
@@ -64,8 +66,9 @@ def test_json_has_every_run_of_both_sides() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or len(os.sched_getaffinity(0)) < 2, reason="needs root and two CPUs")
-def test_both_sides_of_each_case_are_measured(tmp_path: Path) -> None:
+def test_both_sides_of_a_case_are_measured(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "kpoll.backend.bench.compare_net", "--rounds", "1", "--runtime", "0.1"]
+    words += [word for case in MEASURED for word in ("--only", case.name)]
     done = subprocess.run(
         [*words, "--output", tmp_path],
         capture_output=True,
@@ -76,8 +79,8 @@ def test_both_sides_of_each_case_are_measured(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     cases = json.loads((tmp_path / "net.json").read_text())["cases"]
-    assert list(cases) == [case.name for case in CASES]
-    for case in CASES:
+    assert list(cases) == [case.name for case in MEASURED]
+    for case in MEASURED:
         for name in ("kpoll", case.peer):
             [value] = cases[case.name]["runs"][name]
             assert value > 0
