@@ -72,11 +72,15 @@ def _typed(command: Sequence[str]) -> str:
     return shlex.join(command).replace(" -", " \\\n    -")
 
 
+def received(said: str) -> float:
+    """Return what iperf3 (--format m) says that the receiver got, in Mbit/s; 0 where it says nothing of that."""
+    found = re.search(r"([0-9.]+) Mbits/sec +receiver", said)
+    return float(found[1]) if found else 0.0
+
+
 async def _rate(stage: Stage, guest: Guest, command: str) -> float:
     """Run iperf3 in the guest; return what the receiver got, in Mbit/s."""
     stage.show(command)
-    said = await guest.run(command)
-    received = re.search(r"([0-9.]+) Mbits/sec +receiver", said)
-    rate = float(received[1]) if received else 0.0
+    rate = received(await guest.run(command))
     stage.check(rate > 0, f"{rate:.0f} Mbit/s arrived")
     return rate
