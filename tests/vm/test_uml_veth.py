@@ -62,6 +62,34 @@ async def test_linuxs_own_vxlan_device_is_a_peer(tmp_path: Path) -> None:
 
 
 @trio_test
+async def test_the_guest_sees_its_cable_come_out_with_the_local_address_and_go_in_with_it(tmp_path: Path) -> None:
+    """Under load; the same socket carries whole data again once an interface has the address."""
+    ours, theirs = ADDRESSES[0]
+    backend = f"vxlan:vni={VNI},local={ours},remote={theirs}"
+    async with two_hosts() as (here, there), kpoll_net(tmp_path, backend, "--mtu", str(MTU), network=here) as daemon:
+        await there.run(f"ip link add vx type vxlan id {VNI} local {theirs} remote {ours} dstport 4789 dev wire")
+        await host_interface(there, "vx", mtu=MTU)
+        async with host_end(there), uml(card=daemon.socket) as guest:
+            await guest_interface(guest, 2)
+            await guest.begin("""
+                ping -A -q -s 1300 192.0.2.1 & pinging=$!
+                until [ "$(cat /sys/class/net/eth0/statistics/rx_packets)" -gt 1000 ]; do :; done
+                echo busy
+                until [ "$(cat /sys/class/net/eth0/carrier)" = 0 ]; do :; done
+                echo unplugged
+                until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do :; done
+                kill $pinging""")
+            await guest.says("busy")
+            await here.run(f"ip address del {ours}/24 dev wire")
+            await guest.says("unplugged")
+            await here.run(f"ip address add {ours}/24 dev wire")
+            await guest.finish("the address's return", seconds=20)
+            await reaches(guest, HOST)
+            await bulk_to_host_and_back(guest, mib=1)
+            await no_faults(daemon)
+
+
+@trio_test
 async def test_two_guests_talk_with_a_daemon_at_each_end(tmp_path: Path) -> None:
     """Each on its own host."""
     ours, theirs = ADDRESSES[0]
