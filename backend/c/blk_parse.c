@@ -14,29 +14,6 @@
 
 #define DATA_MAX (BLK_SEG_MAX * BLK_SIZE_MAX) /* what a driver that heeds seg_max and size_max can ask for */
 
-/* Copy @len bytes from the front of @iov, taking them off. Return: the number of iovecs used up, or -1 if too short */
-static int take(struct iovec *iov, unsigned count, void *dst, size_t len)
-{
-	uint8_t *to = dst;
-	unsigned i = 0;
-
-	while (len > 0) {
-		size_t n;
-
-		if (i == count)
-			return -1;
-		n = iov[i].iov_len < len ? iov[i].iov_len : len;
-		copy_once(to, iov[i].iov_base, n);
-		iov[i].iov_base = (uint8_t *)iov[i].iov_base + n;
-		iov[i].iov_len -= n;
-		to += n;
-		len -= n;
-		if (iov[i].iov_len == 0)
-			i++;
-	}
-	return (int)i;
-}
-
 /* Does [sector, sector + len) lie on the disk? @len in bytes. */
 static bool in_range(const struct blk_dev *dev, uint64_t sector, uint64_t len)
 {
@@ -100,7 +77,7 @@ static uint8_t check_range(const struct blk_dev *dev, const struct virtio_blk_di
 	return 0;
 }
 
-static int parse_ranges(struct blk_req *req, struct iovec *data, unsigned count, uint64_t len, bool zeroes)
+static int parse_ranges(struct blk_req *req, struct iovec *data, uint64_t len, bool zeroes)
 {
 	const struct blk_dev *dev = req->queue->dev;
 	struct virtio_blk_discard_write_zeroes segs[BLK_RANGES_MAX];
@@ -113,7 +90,7 @@ static int parse_ranges(struct blk_req *req, struct iovec *data, unsigned count,
 		return blk_reject(req, VIRTIO_BLK_S_UNSUPP, BLK_E_UNSUPPORTED), 0;
 	if (len == 0 || len % sizeof(segs[0]) || n > BLK_RANGES_MAX)
 		return blk_reject(req, VIRTIO_BLK_S_IOERR, BLK_E_RANGE), 0;
-	take(data, count, segs, len);
+	virtq_take(data, segs, len);
 	for (unsigned i = 0; i < n; i++) {
 		uint8_t status = check_range(dev, &segs[i], zeroes, &ranges[kept]);
 
@@ -155,7 +132,7 @@ int blk_parse(struct blk_queue *q, struct blk_req *req)
 	unsigned out = chain->out_count, in = chain->in_count;
 	struct iovec *iov = req->iov, *last = &iov[out + in - 1];
 	struct virtio_blk_outhdr header;
-	int used;
+	unsigned used;
 
 	if (unlikely(in == 0 || chain->out_len < sizeof(header)))
 		return virtq_fail(&q->base.vq, VIRTQ_FAULT_REQUEST);
@@ -163,10 +140,10 @@ int blk_parse(struct blk_queue *q, struct blk_req *req)
 		copy_once(&header, iov->iov_base, sizeof(header));
 		used = 1;
 	} else {
-		used = take(iov, out, &header, sizeof(header));
+		used = virtq_take(iov, &header, sizeof(header));
 	}
 	iov += used;
-	out -= (unsigned)used;
+	out -= used;
 	last->iov_len--;
 	req->status = (uint8_t *)last->iov_base + last->iov_len;
 	if (last->iov_len == 0)
@@ -188,10 +165,10 @@ int blk_parse(struct blk_queue *q, struct blk_req *req)
 		return 1;
 	case VIRTIO_BLK_T_DISCARD:
 		req->op = BLK_DISCARD;
-		return parse_ranges(req, iov, out, chain->out_len - sizeof(header), false);
+		return parse_ranges(req, iov, chain->out_len - sizeof(header), false);
 	case VIRTIO_BLK_T_WRITE_ZEROES:
 		req->op = BLK_WRITE_ZEROES;
-		return parse_ranges(req, iov, out, chain->out_len - sizeof(header), true);
+		return parse_ranges(req, iov, chain->out_len - sizeof(header), true);
 	case VIRTIO_BLK_T_GET_ID:
 		req->op = BLK_GET_ID;
 		return answer_get_id(req, iov + out, in);

@@ -72,9 +72,7 @@ static unsigned hold_burst(struct net_lane *lane, struct net_queue *q, uint32_t 
 
 		/* §5.1.6.3: writable, and room for a header at least */
 		if (unlikely(chain->out_count > 0 || chain->in_len < NET_HDR_LEN)) {
-			while (n > i)
-				virtq_unpop(&q->queue.vq, &lane->chains[--n]);
-			virtq_fail(&q->queue.vq, VIRTQ_FAULT_REQUEST);
+			virtq_refuse_burst(&q->queue.vq, chain, n - i);
 			return i;
 		}
 		hold(q, held(q, count + i), chain, q->popped++, iov);

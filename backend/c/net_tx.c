@@ -14,26 +14,6 @@
 
 #include <errno.h>
 
-/* Copy @len bytes from the front of @iov, which holds as many, taking them off. Return: iovecs used up */
-static unsigned take(struct iovec *iov, void *dst, size_t len)
-{
-	uint8_t *to = dst;
-	unsigned i = 0;
-
-	while (len > 0) {
-		size_t n = iov[i].iov_len < len ? iov[i].iov_len : len;
-
-		copy_once(to, iov[i].iov_base, n);
-		iov[i].iov_base = (uint8_t *)iov[i].iov_base + n;
-		iov[i].iov_len -= n;
-		to += n;
-		len -= n;
-		if (iov[i].iov_len == 0)
-			i++;
-	}
-	return i;
-}
-
 /* Make a frame of a chain's buffers; @iov[0] is free. Return: whether to send it; else it was counted */
 static bool parse(struct net_queue *q, const struct virtq_chain *chain, struct iovec *iov, struct net_frame *f)
 {
@@ -44,7 +24,7 @@ static bool parse(struct net_queue *q, const struct virtq_chain *chain, struct i
 		iov[1].iov_base = (uint8_t *)iov[1].iov_base + NET_HDR_LEN;
 		iov[1].iov_len -= NET_HDR_LEN;
 	} else {
-		used = take(iov + 1, &f->hdr, NET_HDR_LEN);
+		used = virtq_take(iov + 1, &f->hdr, NET_HDR_LEN);
 	}
 	f->iov = iov + used;
 	f->iovcnt = 1 + chain->out_count - used;
@@ -95,9 +75,7 @@ static unsigned check_chains(struct net_lane *lane, struct net_queue *q, unsigne
 		const struct virtq_chain *chain = &lane->chains[i];
 
 		if (unlikely(chain->in_count > 0 || chain->out_len < NET_HDR_LEN)) {
-			while (n > i)
-				virtq_unpop(&q->queue.vq, &lane->chains[--n]);
-			virtq_fail(&q->queue.vq, VIRTQ_FAULT_REQUEST);
+			virtq_refuse_burst(&q->queue.vq, chain, n - i);
 			return i;
 		}
 		__builtin_prefetch(iov[1].iov_base); /* headers travel here while the next chains are checked */

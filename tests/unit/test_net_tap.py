@@ -29,6 +29,7 @@ from kpoll.backend.net_tap import TUN_PATH, Tap, open_tap, tun_offload
 from kpoll.backend.poll import PollConfig
 from tests.netns import give_up_capabilities, in_own_network, set_up
 from tests.taps import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_QEMU, IFF_TAP, IFF_TUN, IFF_VNET_HDR, attach, delete, make
+from tests.unit.refusal import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,12 +53,7 @@ def opened(name: str = "vm1", *, pairs: int = 1) -> Iterator[Tap]:
 
 
 def refused(backend: TapBackend | TapFdBackend, *, pairs: int = 1, mac: bytes = MAC) -> str:
-    with pytest.raises(KpollError) as error, open_tap(backend, pairs=pairs, mac=mac):
-        pass
-    line = str(error.value)
-    assert f"--backend {backend}" in line
-    assert "\n" not in line
-    return line
+    return refusal(open_tap(backend, pairs=pairs, mac=mac), backend)
 
 
 def exists(name: str) -> bool:

@@ -9,27 +9,21 @@ from contextlib import ExitStack
 
 import pytest
 
-from kpoll.backend.errors import KpollError
-from kpoll.backend.net_options import UdpBackend, parse_backend
+from kpoll.backend.net_options import UdpBackend
 from kpoll.backend.net_udp import open_udp
 from tests.netns import give_up_capabilities, in_own_network, set_up
+from tests.unit.refusal import parsed, refusal
 
 FRAME = bytes(range(64))
 PATIENCE_S = 30.0
 
 
 def udp(text: str) -> UdpBackend:
-    backend = parse_backend(f"udp:{text}")
-    assert isinstance(backend, UdpBackend)
-    return backend
+    return parsed(f"udp:{text}", UdpBackend)
 
 
 def refused(text: str) -> str:
-    with pytest.raises(KpollError) as error, open_udp(udp(text)):
-        pass
-    line = str(error.value)
-    assert line.startswith(f"--backend udp:{text}: ")
-    return line
+    return refusal(open_udp(udp(text)), f"udp:{text}: ")
 
 
 def received(sock: socket.socket) -> bytes:

@@ -7,24 +7,18 @@ import subprocess
 
 import pytest
 
-from kpoll.backend.errors import KpollError
-from kpoll.backend.net_options import VxlanBackend, parse_backend
+from kpoll.backend.net_options import VxlanBackend
 from kpoll.backend.net_vxlan import open_vxlan
 from tests.netns import in_own_network, set_up
+from tests.unit.refusal import parsed, refusal
 
 
 def vxlan(text: str) -> VxlanBackend:
-    backend = parse_backend(f"vxlan:vni=42,{text}")
-    assert isinstance(backend, VxlanBackend)
-    return backend
+    return parsed(f"vxlan:vni=42,{text}", VxlanBackend)
 
 
 def refused(text: str) -> str:
-    with pytest.raises(KpollError) as error, open_vxlan(vxlan(text)):
-        pass
-    line = str(error.value)
-    assert line.startswith(f"--backend vxlan:vni=42,{text}: ")
-    return line
+    return refusal(open_vxlan(vxlan(text)), f"vxlan:vni=42,{text}: ")
 
 
 def interface(mtu: int, *addresses: str) -> None:

@@ -14,6 +14,7 @@ from kpoll.backend.net_ports import open_ports
 from kpoll.backend.net_xdp import open_xdp
 from kpoll.backend.poll import PollConfig
 from tests.netns import give_up_capabilities, in_own_network
+from tests.unit.refusal import refusal
 
 
 def make_dummy0() -> None:
@@ -21,18 +22,12 @@ def make_dummy0() -> None:
     subprocess.run(["ip", "link", "add", "dummy0", "type", "veth", "peer", "name", "dummy1"], check=True)
 
 
-def refusal() -> str:
-    """Return what is said of why dummy0 can't be had."""
-    with pytest.raises(KpollError) as refused, open_xdp(XdpBackend("dummy0"), pairs=1, mtu=None):
-        pass
-    return str(refused.value)
-
-
 @in_own_network
 def test_without_capabilities_it_says_which_it_takes() -> None:
     make_dummy0()
     give_up_capabilities()
-    said = refusal()
+    dummy0 = XdpBackend("dummy0")
+    said = refusal(open_xdp(dummy0, pairs=1, mtu=None), dummy0)
     assert said.startswith("--backend xdp:dummy0: permission denied")
     assert all(name in said for name in ("CAP_NET_RAW", "CAP_NET_ADMIN", "CAP_BPF"))
 

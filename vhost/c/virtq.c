@@ -163,6 +163,32 @@ void virtq_unpop(struct virtq *q, const struct virtq_chain *chain)
 		q->avail_idx--; /* its entry stays in avail.ring until it was used (virtio 1.2 §2.7.6) */
 }
 
+void virtq_refuse_burst(struct virtq *q, const struct virtq_chain *chains, unsigned n)
+{
+	while (n > 0)
+		virtq_unpop(q, &chains[--n]);
+	virtq_fail(q, VIRTQ_FAULT_REQUEST);
+}
+
+unsigned virtq_take(struct iovec *iov, void *dst, size_t len)
+{
+	uint8_t *to = dst;
+	unsigned i = 0;
+
+	while (len > 0) {
+		size_t n = iov[i].iov_len < len ? iov[i].iov_len : len;
+
+		copy_once(to, iov[i].iov_base, n);
+		iov[i].iov_base = (uint8_t *)iov[i].iov_base + n;
+		iov[i].iov_len -= n;
+		to += n;
+		len -= n;
+		if (iov[i].iov_len == 0)
+			i++;
+	}
+	return i;
+}
+
 void virtq_push(struct virtq *q, const struct virtq_chain *chain, uint32_t len)
 {
 	if (q->packed)

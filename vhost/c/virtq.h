@@ -146,6 +146,17 @@ unsigned virtq_pop_burst(struct virtq *q, const struct virtq_burst *b);
  */
 void virtq_unpop(struct virtq *q, const struct virtq_chain *chain);
 
+/* virtq_refuse_burst() - Unpop the last @n chains, and mark the queue broken: the first of them is no request */
+void virtq_refuse_burst(struct virtq *q, const struct virtq_chain *chains, unsigned n);
+
+/**
+ * virtq_take() - Copy @len bytes once from the front of popped buffers, taking them off
+ * @iov:	Holds as many bytes: a chain's out_len, which the caller has looked at
+ *
+ * Return: iovecs used up
+ */
+unsigned virtq_take(struct iovec *iov, void *dst, size_t len);
+
 /* virtq_push() - Give a chain back with @len bytes written to it; the driver sees it after virtq_publish() */
 void virtq_push(struct virtq *q, const struct virtq_chain *chain, uint32_t len);
 
