@@ -13,6 +13,8 @@
  *
  * Each ring has room for all the chunks that it can ever meet, so none is ever full: a chunk in hand is room enough.
  *
+ * What the kernel puts into a ring is believed, as all that it says (ARCHITECTURE.md): no guest can write there.
+ *
  * A ring's kernel side may sleep, and says so in the ring's flags (XDP_RING_NEED_WAKEUP); else no system call is needed. In
  * copy mode it always sleeps, and sends at most 32 frames a call.
  */
