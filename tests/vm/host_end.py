@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,8 @@ async def _serve_tftp(network: Network, requests: Any) -> None:
             if op == _WRQ:
                 files[name] = await _receive(transfer, agreed, block)
             else:
-                await _send(transfer, agreed, files[name], block)
+                with suppress(ConnectionRefusedError):  # as in _receive()
+                    await _send(transfer, agreed, files[name], block)
 
 
 async def _exchange(transfer: Any, packet: bytes, op: int, number: int) -> bytes:
@@ -91,7 +92,8 @@ async def _receive(transfer: Any, agreed: bytes, block: int) -> bytes:
         content += data
         packet = struct.pack(">HH", _ACK, number)
         if len(data) < block:  # the last one
-            await transfer.send(packet)
+            with suppress(ConnectionRefusedError):  # an answer sent twice, to one who had left with the first
+                await transfer.send(packet)
             return bytes(content)
 
 
