@@ -61,7 +61,7 @@ class _Kpoll(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
-        return ["bench", "blk", "net"]
+        return ["bench", "blk", "net", "nvme"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         del ctx
@@ -73,6 +73,10 @@ class _Kpoll(click.Group):
             from .bench.cli import bench  # noqa: PLC0415 - the daemon needs none of it
 
             return bench
+        if cmd_name == "nvme":
+            from .nvme_cli import nvme  # noqa: PLC0415 - as above
+
+            return nvme
         return None
 
 

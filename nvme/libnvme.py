@@ -6,6 +6,7 @@ errno. Its strings are the kernel's and so the device's: bounded and made fit to
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from typing import TYPE_CHECKING, Any, Final
@@ -163,7 +164,8 @@ class Libnvme:
         if not root:
             raise MemoryError
         try:
-            if self._lib.nvme_scan_topology(root, ffi.NULL, ffi.NULL) < 0:
+            # ENOENT: the kernel has no NVMe driver loaded.
+            if self._lib.nvme_scan_topology(root, ffi.NULL, ffi.NULL) < 0 and ffi.errno != errno.ENOENT:
                 raise OSError(ffi.errno, os.strerror(ffi.errno))
             lib = self._lib
             hosts = [

@@ -14,6 +14,7 @@ from kpoll.backend.bench.net import NetLoad, run_net, type_mode
 from kpoll.backend.bench.wait import WaitLoad, run_wait, type_strategy
 from kpoll.backend.config import parse_size
 from kpoll.backend.errors import KpollError, UsageError, os_reason
+from kpoll.backend.subcommand import Subcommand
 
 if TYPE_CHECKING:
     from kpoll.backend.bench.report import Report
@@ -34,26 +35,7 @@ def bench() -> None:
     """Measure a vhost-user back-end, ours or another's, or how well this host can wait."""
 
 
-class _Failure(click.UsageError):
-    """A run-time error that carries its context as usage errors do."""
-
-    exit_code = KpollError.exit_code
-
-
-class _Named(click.Command):
-    """A command of the group, whose errors name it in full: `kpoll bench blk: ...`."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run it; what goes wrong carries the context, as click's own errors do."""
-        try:
-            return super().invoke(ctx)
-        except UsageError as e:
-            raise click.UsageError(str(e), ctx=ctx) from e
-        except KpollError as e:
-            raise _Failure(str(e), ctx=ctx) from e
-
-
-@bench.command(cls=_Named)
+@bench.command(cls=Subcommand)
 @click.option("--socket-path", required=True, metavar="S", help="Socket of a vhost-user-blk back-end.")
 @click.option("--rw", type=click.Choice(get_args(type_rw)), default="randread", show_default=True, help="The load.")
 @click.option("--bs", default="4k", show_default=True, metavar="SIZE", help="Size of a request.")
@@ -162,7 +144,7 @@ def _show(report: Report, load: BlkLoad, *, as_json: bool) -> None:
     Console().print(report.as_table(title))
 
 
-@bench.command(cls=_Named)
+@bench.command(cls=Subcommand)
 @click.option("--socket-path", required=True, metavar="S", help="Socket of a vhost-user-net back-end.")
 @click.option(
     "--mode",
@@ -239,7 +221,7 @@ def net(
         raise KpollError(report.complaint)
 
 
-@bench.command(cls=_Named)
+@bench.command(cls=Subcommand)
 @click.option(
     "--strategy",
     "strategies",
