@@ -87,7 +87,7 @@ class NetDevice(WorkerDevice):
 
     def set_features(self, features: int) -> None:
         """Have the tap leave to the guest what it negotiated, and nothing else. Raises OSError."""
-        if self.ports.tap is not None and self.ports.tap.attached:
+        if self.ports.tap is not None:
             self.ports.tap.set_features(usable_offloads(features))
 
     def set_running(self, running: frozenset[int]) -> None:

@@ -157,9 +157,18 @@ class Tap:
         return all(_is_attached(fd) for fd in self.fds)
 
     def set_features(self, features: int) -> None:
-        """Have the kernel leave to the guest what it negotiated, and nothing else. Raises OSError."""
+        """Have the kernel leave to the guest what it negotiated, and nothing else.
+
+        A tap that was deleted leaves it nothing, which is no error: one that is back is told when it is attached to.
+
+        Raises OSError when the kernel refuses (a security module can).
+        """
         self._features = features
-        fcntl.ioctl(self.fds[0], _TUNSETOFFLOAD, tun_offload(features))
+        try:
+            fcntl.ioctl(self.fds[0], _TUNSETOFFLOAD, tun_offload(features))
+        except OSError:
+            if self.attached:  # asked afterwards: it may go at any moment
+                raise
 
     def deal_to(self, pairs: Collection[int]) -> None:
         """Have the kernel deal frames to these pairs alone; in any case to the first one, where they wait for a guest.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import structlog
+import trio
 from structlog.testing import LogCapture
 
 from kpoll.backend.config import SocketConfig
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from kpoll.backend.net_device import NetDevice
+
 MAC = bytes.fromhex("525400123456")
 ANYBODY = 65534
 PATIENCE_S = 30.0
@@ -45,11 +48,30 @@ SIOCETHTOOL, ETHTOOL_GTXCSUM, ETHTOOL_GTSO = 0x8946, 0x16, 0x1E
 ETH_P_TEST = 0x88B5  # IEEE 802 Local Experimental
 HEADER = bytes(12)
 
+ioctl = fcntl.ioctl
+
 
 @contextlib.contextmanager
 def opened(name: str = "vm1", *, pairs: int = 1) -> Iterator[Tap]:
     with open_tap(TapBackend(name), pairs=pairs, mac=MAC) as tap:
         yield tap
+
+
+@contextlib.contextmanager
+def device_on(name: str, *, pairs: int = 1, log: LogCapture | None = None) -> Iterator[NetDevice]:
+    """Make a card on a tap; its workers don't run."""
+    config = NetConfig(
+        socket=SocketConfig(path="s"),
+        poll=PollConfig(strategy="off", why=""),
+        backend=TapBackend(name),
+        mac=MAC,
+        num_queue_pairs=pairs,
+    )
+    logger = structlog.wrap_logger(
+        structlog.PrintLogger(), [log or LogCapture()], wrapper_class=structlog.make_filtering_bound_logger(0)
+    )
+    with open_ports(config) as ports, open_device(config, ports, logger) as device:
+        yield device
 
 
 def refused(backend: TapBackend | TapFdBackend, *, pairs: int = 1, mac: bytes = MAC) -> str:
@@ -228,18 +250,8 @@ def test_a_kernel_that_refuses_to_deal_otherwise_is_told_of_once(monkeypatch: py
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr("kpoll.backend.net_tap._set_queue", refuse)
-    config = NetConfig(
-        socket=SocketConfig(path="s"),
-        poll=PollConfig(strategy="off", why=""),
-        backend=TapBackend("vm1"),
-        mac=MAC,
-        num_queue_pairs=2,
-    )
     log = LogCapture()
-    logger = structlog.wrap_logger(
-        structlog.PrintLogger(), [log], wrapper_class=structlog.make_filtering_bound_logger(0)
-    )
-    with open_ports(config) as ports, open_device(config, ports, logger) as device:
+    with device_on("vm1", pairs=2, log=log) as device:
         device.set_running(frozenset({0, 1}))
         device.set_running(frozenset({0, 1, 2, 3}))
         device.set_running(frozenset())
@@ -275,6 +287,50 @@ def test_a_tap_that_was_deleted_is_attached_to_again_when_it_is_back() -> None:
             for fd in tap.fds:
                 os.write(fd, HEADER + frame(fd))
                 assert host.recv(65535) == frame(fd)
+
+
+@in_own_network
+def test_what_is_negotiated_while_the_tap_is_gone_is_what_it_does_when_it_is_back() -> None:
+    with device_on("vm1") as device:
+        tap = device.ports.tap
+        assert tap is not None
+        device.set_features(NetFeature.VIRTIO_NET_F_GUEST_CSUM)
+        delete("vm1")
+        device.set_features(NetFeature.VIRTIO_NET_F_GUEST_CSUM | NetFeature.VIRTIO_NET_F_GUEST_TSO4)
+        tap.attach_again()
+        assert (ethtool("vm1", ETHTOOL_GTXCSUM), ethtool("vm1", ETHTOOL_GTSO)) == (1, 1)
+        delete("vm1")
+        trio.run(device.reset)  # its guest has left
+        tap.attach_again()
+        assert (ethtool("vm1", ETHTOOL_GTXCSUM), ethtool("vm1", ETHTOOL_GTSO)) == (0, 0)
+
+
+@in_own_network
+def test_a_tap_that_goes_just_before_it_is_told_what_was_negotiated_is_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def told_late(fd: int, request: int, argument: bytes | int) -> object:
+        if request == TUNSETOFFLOAD and exists("vm1"):
+            delete("vm1")
+        return ioctl(fd, request, argument)
+
+    with device_on("vm1") as device:
+        monkeypatch.setattr("kpoll.backend.net_tap.fcntl.ioctl", told_late)
+        trio.run(device.reset)
+    assert not exists("vm1")
+
+
+@in_own_network
+def test_a_kernel_that_refuses_what_was_negotiated_fails_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int, request: int, argument: bytes | int) -> object:
+        if request == TUNSETOFFLOAD:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        return ioctl(fd, request, argument)
+
+    with opened() as tap:
+        monkeypatch.setattr("kpoll.backend.net_tap.fcntl.ioctl", refuse)
+        with pytest.raises(OSError, match="Operation not permitted"):
+            tap.set_features(tap.offloads)
 
 
 @in_own_network
