@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from kpoll.vhost._core import ffi, lib
 from kpoll.vhost.device import DeviceError
-from kpoll.vhost.features import ProtocolFeature
+from kpoll.vhost.features import ProtocolFeature, VirtioFeature
 
 from .errors import KpollError, os_reason
 from .net_config import MTU_MAX, MTU_MIN, NetFeature, NetStatus, config_space, device_features, usable_offloads
@@ -23,8 +23,13 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from kpoll.vhost.device import VringConfig
+
     from .net_options import NetConfig
     from .net_ports import Ports
+
+# Without either, headers have no num_buffers (§5.1.6.1): 10 bytes, where net_hdr.h has 12.
+_WHOLE_HEADERS: Final = VirtioFeature.VIRTIO_F_VERSION_1 | NetFeature.VIRTIO_NET_F_MRG_RXBUF
 
 
 class NetDevice(WorkerDevice):
@@ -89,6 +94,15 @@ class NetDevice(WorkerDevice):
         """Have the tap leave to the guest what it negotiated, and nothing else. Raises OSError."""
         if self.ports.tap is not None:
             self.ports.tap.set_features(usable_offloads(features))
+
+    async def start_vring(self, vring: VringConfig) -> None:
+        """Serve a vring whose driver writes headers as we read them; otherwise like every device's.
+
+        Raises OSError; DeviceError also for a legacy driver without VIRTIO_NET_F_MRG_RXBUF.
+        """
+        if not vring.features & _WHOLE_HEADERS:
+            raise DeviceError("a legacy driver without VIRTIO_NET_F_MRG_RXBUF: its headers of 10 bytes aren't served")
+        await super().start_vring(vring)
 
     def set_running(self, running: frozenset[int]) -> None:
         """Have nothing dealt to a pair whose rx vring doesn't run."""

@@ -14,7 +14,7 @@
 
 #include "../../kernel/c/atomics.h"
 
-#define NET_HDR_LEN 12u      /* num_buffers is always there: VERSION_1 is (§5.1.6.1) */
+#define NET_HDR_LEN 12u      /* with num_buffers (§5.1.6.1): net_device.py refuses drivers that have none */
 #define NET_FRAME_MIN 14u    /* an Ethernet header */
 #define NET_FRAME_MAX 65550u /* the largest frame that a driver must have room for (§5.1.6.3.1), its header apart */
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
+from kpoll.backend.net_config import NetFeature
 from kpoll.vhost.driver import Buffer, Driver
-from kpoll.vhost.features import ProtocolFeature, VirtioFeature
+from kpoll.vhost.features import ProtocolFeature, VirtioFeature, without
 from kpoll.vhost.frontend import Frontend, FrontendError
 from kpoll.vhost.messages import Request
 from kpoll.vhost.payloads import U64
@@ -28,13 +29,12 @@ FRAME = bytes.fromhex("52540000000252540000000188b5") + b"to whom it may concern
 class Card:
     """A guest with one card: a receiveq with some buffers, and a transmitq."""
 
-    def __init__(self, where: Path) -> None:
-        """Connect, negotiate all that is on offer, and make buffers available."""
+    def __init__(self, where: Path, *, lacks: int = 0) -> None:
+        """Connect, negotiate all that is on offer but what the driver `lacks`, and make buffers available."""
         self._stack = ExitStack()
         self.frontend = self._stack.enter_context(Frontend(where))
-        # As numbers: the inverse of a flag has no bits that are the card's own.
-        without = VirtioFeature.VHOST_USER_F_PROTOCOL_FEATURES | VirtioFeature.VIRTIO_F_RING_PACKED
-        self.frontend.negotiate(self.frontend.features & ~int(without), PROTOCOL)
+        unwanted = VirtioFeature.VHOST_USER_F_PROTOCOL_FEATURES | VirtioFeature.VIRTIO_F_RING_PACKED | lacks
+        self.frontend.negotiate(without(self.frontend.features, unwanted), PROTOCOL)
         self.rx, self.tx = Driver(self.frontend, 0), Driver(self.frontend, 1)
         self.memory = self.frontend.add_memory((BUFFERS + 3) * ROOM)  # three for a frame to send
         for i in range(BUFFERS):
@@ -105,6 +105,23 @@ def test_a_header_that_lies_costs_its_frame_and_nothing_else(tmp_path: Path) -> 
             card.send(FRAME)
             assert card.receive() == FRAME
         assert scraped(metrics, "kpoll_net_drops_total", direction="tx", reason="header") == 1
+        assert daemon.stop() == 0
+
+
+def test_a_driver_whose_headers_are_shorter_is_refused_in_so_many_words(tmp_path: Path) -> None:
+    """A legacy header has 12 bytes only with VIRTIO_NET_F_MRG_RXBUF (virtio 1.2 §5.1.6.1)."""
+    with Daemon("net", "--backend", "echo", "--socket-path", tmp_path / "s") as daemon:
+        daemon.logged("listening")
+        with Frontend(tmp_path / "s") as frontend:
+            frontend.negotiate(NetFeature.VIRTIO_NET_F_MAC, PROTOCOL)
+            for queue in (0, 1):
+                with pytest.raises(FrontendError, match="SET_VRING_ENABLE failed"):
+                    Driver(frontend, queue)
+        assert "VIRTIO_NET_F_MRG_RXBUF" in daemon.logged("request_failed")["error"]
+        daemon.logged("frontend_disconnected")
+        with Card(tmp_path / "s", lacks=VirtioFeature.VIRTIO_F_VERSION_1) as card:
+            card.send(FRAME)
+            assert card.receive() == FRAME
         assert daemon.stop() == 0
 
 
