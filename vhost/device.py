@@ -186,7 +186,12 @@ class Device(ABC):
         del running
 
     async def reset(self) -> None:
-        """Return to the initial state: RESET_DEVICE, a device status of 0, or the front-end has left."""
+        """Return to the initial state: RESET_DEVICE, a device status of 0, or the front-end has left.
+
+        Raises:
+            OSError, DeviceError: It can't; where the front-end has left that is a line in the log.
+
+        """
         return
 
     def attach(self, session: SessionHandle | None) -> None:

@@ -87,11 +87,22 @@ class Session:
         device.attach(self)
 
     async def close(self) -> None:
-        """End the session: all vrings are stopped, then memory and descriptors are given back. Ignores cancellation."""
+        """End the session: all vrings are stopped, then memory and descriptors are given back. Ignores cancellation.
+
+        A device that can't be reset is a line in the log: the next front-end negotiates anew in any case.
+        """
         with trio.CancelScope(shield=True):
             self._device.attach(None)
             await self._vrings.stop_all()
-            await self._device.reset()
+            try:
+                await self._device.reset()
+            except (OSError, DeviceError) as e:
+                self._log.warning("reset_failed", error=str(e))
+            finally:
+                self._give_back()
+
+    def _give_back(self) -> None:
+        """Give back all that the front-end gave us. No vring may run any more."""
         if self._vrings.memory is not None:
             self._vrings.memory.close()
         self._vrings.close()

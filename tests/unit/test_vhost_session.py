@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kpoll.vhost.connection import Fds, Received
+from kpoll.vhost.device import DeviceError
 from kpoll.vhost.features import ProtocolFeature, VirtioFeature
 from kpoll.vhost.messages import Header, Request, pack_reply, pack_request
 from kpoll.vhost.payloads import (
@@ -181,3 +182,48 @@ def test_exactly_the_rings_run_that_should(steps: list[tuple[str, int]]) -> None
     held = resources()
     trio.run(play, steps)
     assert resources() == held, "descriptors or mappings leaked"
+
+
+class StubbornDevice(RecordingDevice):
+    """Can't be reset."""
+
+    def __init__(self, error: Exception) -> None:
+        """Raise this."""
+        super().__init__()
+        self.error = error
+
+    async def reset(self) -> None:
+        """Fail."""
+        raise self.error
+
+
+async def leave(device: RecordingDevice, log: FilteringBoundLogger) -> None:
+    """Come with a ring that runs, and leave."""
+    model = Model()
+    session = Session(device, log)
+    for step in ("table", "num", "addr", "call", "kick"):
+        await session.handle(received(*message(step, 0, model)))
+    assert set(device.running) == {0}
+    await session.close()
+
+
+@pytest.mark.parametrize("error", [OSError(1, "Operation not permitted"), DeviceError("it can't be")])
+def test_a_device_that_cannot_be_reset_gives_everything_back_and_is_a_line_in_the_log(error: Exception) -> None:
+    held = resources()
+    device = StubbornDevice(error)
+    lines = structlog.testing.LogCapture()
+    log: FilteringBoundLogger = structlog.wrap_logger(
+        structlog.PrintLogger(), [lines], wrapper_class=structlog.make_filtering_bound_logger(0)
+    )
+    trio.run(leave, device, log)
+    assert not device.running
+    assert resources() == held
+    [line] = [line for line in lines.entries if line["log_level"] == "warning"]
+    assert (line["event"], line["error"]) == ("reset_failed", str(error))
+
+
+def test_a_bug_in_a_device_s_reset_still_gives_everything_back() -> None:
+    held = resources()
+    with pytest.raises(ZeroDivisionError):
+        trio.run(leave, StubbornDevice(ZeroDivisionError()), LOG)
+    assert resources() == held
