@@ -91,6 +91,7 @@ def test_list_has_a_row_for_each_namespace_with_the_ways_to_it_and_one_for_a_con
     assert f"/dev/nvme0n1 64 MiB 512 :smile: Model kpoll[bold]0 {way}" in rows
     assert "nvme1: tcp traddr=192.0.2.1, live, optimized" in rows
     assert "- - - :smile: Model kpoll[bold]0 nvme5: tcp traddr=192.0.2.5, live" in rows
+    assert [table.count(f"nvme{n}: ") for n in (0, 1, 5)] == [1, 1, 1]
     assert remark == ""
 
 
