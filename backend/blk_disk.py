@@ -7,6 +7,7 @@ import os
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from kpoll.nvme.sysfs import serial as namespace_serial
 from kpoll.vhost._core import ffi, lib
 
 from .blk_config import DiskLimits
@@ -79,6 +80,11 @@ class Disk:
         return int(self.dev.target.fd)
 
     @property
+    def serial(self) -> bytes:
+        """What the guest reads as the serial number, without the zeros that follow."""
+        return bytes(ffi.buffer(self.dev.serial)).rstrip(b"\0")
+
+    @property
     def capacity(self) -> int:
         """The size that the guest sees, in sectors."""
         return int(self.dev.capacity)
@@ -143,6 +149,13 @@ def _claim(target: Any, config: BlkConfig) -> AbstractContextManager[None]:
     return claim_file(config.blk_file, int(target.fd), read_only=config.read_only)
 
 
+def _serial(target: Any, config: BlkConfig) -> bytes:
+    """Return what GET_ID answers: what --serial says, else a namespace's own, else nothing."""
+    if config.serial or not target.block_device:
+        return config.serial
+    return (namespace_serial(os.fstat(target.fd).st_rdev) or "").encode()
+
+
 @contextmanager
 def open_disk(config: BlkConfig) -> Iterator[Disk]:
     """Open the disk that `config` describes; close it on leaving, when nothing may use it any more.
@@ -159,8 +172,7 @@ def open_disk(config: BlkConfig) -> Iterator[Disk]:
             dev.capacity = target.size // SECTOR
             dev.read_only = config.read_only
             dev.write_back = 0  # until a driver says that it flushes
-            serial = config.serial.ljust(SERIAL_BYTES, b"\0")
-            ffi.memmove(dev.serial, serial, SERIAL_BYTES)
+            ffi.memmove(dev.serial, _serial(target, config).ljust(SERIAL_BYTES, b"\0"), SERIAL_BYTES)
             with _claim(target, config):
                 _check_size(config.blk_file, int(target.size))
                 yield Disk(dev)

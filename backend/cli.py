@@ -175,7 +175,11 @@ def _common_options(command: type_command) -> type_command:
 @click.option(
     "--num-queues", type=int, metavar="N", help="Virtqueues on offer. [default: host CPUs, at least 16, at most 256]"
 )
-@click.option("--serial", metavar="S", help="What the guest reads as the disk's serial: up to 20 ASCII characters.")
+@click.option(
+    "--serial",
+    metavar="S",
+    help="What the guest reads as the disk's serial: up to 20 ASCII characters. [default: an NVMe namespace's own]",
+)
 @click.option(
     "--workers", type=int, metavar="N", help="Threads that share the queues. [default: one, or one per --cpus]"
 )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 SYS: Final = File("/sys")
 ETC: Final = File("/etc/nvme")
 
+SERIAL_MAX: Final = 20  # NVMe's, and virtio-blk's
+
 _ATTRIBUTE_MAX: Final = 4096  # a page is the most that sysfs gives
 _SECTOR: Final = 512  # of `size`, whatever the device's block
 _NAMESPACE: Final = re.compile(r"nvme\d+n\d+")
@@ -72,6 +74,30 @@ def identify(node: str, sys: File = SYS) -> tuple[type_kind, str] | None:
     return ("controller", folder.name) if _CONTROLLER.fullmatch(folder.name) else None
 
 
+def serial(device: int, sys: File = SYS) -> str | None:
+    """Return a serial number for a namespace, in at most 20 ASCII characters: its EUI-64, or the controller's own.
+
+    To the latter `_` and the NSID are added unless that is 1, for the disks of one controller must differ. Stable,
+    whatever other namespaces come and go. None for another device, a partition, or a namespace without either.
+
+    Args:
+        device: The block device's number, as stat(2) has it.
+        sys: Where sysfs is.
+
+    """
+    folder = (sys / "dev" / "block" / f"{os.major(device)}:{os.minor(device)}").resolve()
+    if not _NAMESPACE.fullmatch(folder.name):
+        return None
+    if eui64 := _identifier(folder, "eui"):
+        return eui64[:SERIAL_MAX]
+    # In the folder of its controller, or its subsystem's.
+    serial, nsid = _attribute(folder.parent, "serial"), _number(folder, "nsid")
+    if serial is None or nsid is None:
+        return None
+    suffix = "" if nsid == 1 else f"_{nsid}"
+    return serial[: SERIAL_MAX - len(suffix)] + suffix
+
+
 def namespace_names(sys: File = SYS) -> set[str]:
     """Name all namespaces that are there."""
     return {each.name for each in _children(sys / "block", _NAMESPACE)}
@@ -96,7 +122,7 @@ def _attribute(folder: File, name: str) -> str | None:
 
 def _number(folder: File, name: str) -> int | None:
     value = _attribute(folder, name)
-    return int(value) if value is not None and re.fullmatch(r"\d{1,20}", value) else None
+    return int(value) if value is not None and re.fullmatch(r"[0-9]{1,20}", value) else None
 
 
 def _subsystem(folder: File, controllers: list[File]) -> Subsystem:

@@ -16,6 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kpoll.backend.blk_disk import open_disk
+from kpoll.backend.config import BlkConfig, SocketConfig
+from kpoll.backend.poll import PollConfig
 from kpoll.nvme import sysfs
 from kpoll.nvme.device import NvmeError, ask, look, opened, scan
 from kpoll.nvme.libnvme import Libnvme, load
@@ -88,6 +91,13 @@ def data_units_read(library: Libnvme) -> int:
     return smart.data_units_read
 
 
+def disk(node: str) -> Any:
+    """Return what a guest would learn of a disk on a namespace."""
+    config = BlkConfig(socket=SocketConfig(path="socket"), poll=PollConfig(strategy="off", why=""), blk_file=node)
+    with open_disk(config) as opened_disk:
+        return {**asdict(opened_disk.limits), "serial": opened_disk.serial.decode()}
+
+
 def counting(library: Libnvme) -> int:
     """Return by how much that grows as all of its 64 MiB are read."""
     before = data_units_read(library)
@@ -122,6 +132,7 @@ def main() -> None:
         "by_libnvme": asdict(scan(library)),
         "by_sysfs": asdict(sysfs.scan("as asked")),
         "answers": {node: answers(node, library) for node in NODES},
+        "disks": {node: disk(node) for node in NODES[1:]},
         "without_library": asdict(look("/dev/nvme2n1", None)),
         "data_units_read": counting(library),
         "of_generic": asdict(look("/dev/ng1n1", library)),

@@ -74,6 +74,18 @@ def test_without_the_library_sysfs_tells_what_it_knows(facts: Any) -> None:
     assert facts["without_library"]["answers"]["smart"] is None
 
 
+def test_a_disk_on_a_namespace_is_what_the_namespace_is(facts: Any) -> None:
+    local, shared = facts["disks"]["/dev/nvme1n1"], facts["disks"]["/dev/nvme2n1"]
+    assert (local["block_device"], local["logical_block"], local["offset_align"]) == (True, 4096, 4096)
+    assert (shared["logical_block"], shared["offset_align"]) == (512, 512)
+    assert local["discard_max"] >= 4096  # ONCS has Dataset Management and Write Zeroes
+    assert local["write_zeroes_max"] >= 4096
+    assert local["serial"] == "kpoll1"
+    # Its NSID is 7, and the target's serial number is random.
+    target = facts["answers"]["/dev/nvme2n1"]["ours"]["identify_controller"]["sn"]
+    assert shared["serial"] == f"{target[:18]}_7"
+
+
 def test_other_devices_are_refused(facts: Any) -> None:
     fabrics, loop = facts["no_nvme"]
     assert fabrics.startswith("/dev/nvme-fabrics: is no NVMe controller or namespace")

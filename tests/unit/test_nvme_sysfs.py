@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -153,6 +154,27 @@ def test_a_name_that_a_terminal_would_obey_is_made_harmless(sys: File, tmp_path:
 def test_a_device_is_what_sysfs_calls_it(sys: File, folder: str, is_what: object) -> None:
     link(sys / "dev" / "char" / "1:3", sys / folder)
     assert sysfs.identify("/dev/null", sys) == is_what
+
+
+@pytest.mark.parametrize(
+    ("folder", "more", "serial"),
+    [
+        ("class/nvme/nvme0/nvme0n1", {}, "kpoll0"),
+        ("class/nvme/nvme0/nvme0n1", {"nsid": "12"}, "kpoll0_12"),
+        ("class/nvme/nvme0/nvme0n1", {"nsid": "4294967295"}, "kpoll0_4294967295"),
+        ("class/nvme/nvme0/nvme0n1", {"../serial": "S" * 20, "nsid": "3"}, "S" * 18 + "_3"),
+        ("class/nvme/nvme0/nvme0n1", {"../serial": "\x1b[2J"}, "?[2J"),
+        ("class/nvme/nvme0/nvme0n1", {"../serial": ""}, None),
+        ("class/nvme/nvme0/nvme0n1", {"eui": "00 11 22 33 44 55 66 77"}, "0011223344556677"),
+        ("class/nvme/nvme0/nvme0n1/nvme0n1p1", {"nsid": "1", "../serial": "no"}, None),
+        ("devices/virtual/block/loop0", {"nsid": "1", "../serial": "no"}, None),
+    ],
+)
+def test_a_namespace_has_a_serial_number_that_no_other_has(
+    sys: File, folder: str, more: dict[str, str], serial: str | None
+) -> None:
+    link(sys / "dev" / "block" / "259:3", write(sys / folder, **more))
+    assert sysfs.serial(os.makedev(259, 3), sys) == serial
 
 
 def test_what_is_no_device_or_not_there_is_refused_in_one_line(tmp_path: File) -> None:
