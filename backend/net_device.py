@@ -84,6 +84,11 @@ class NetDevice(WorkerDevice):
         """
         return ProtocolFeature.CONFIGURE_MEM_SLOTS if self._config.num_queue_pairs > 1 else 0
 
+    def no_such_vring(self, index: int) -> str:
+        """Name the option: QEMU compares its queues=, which are pairs, with our number of vrings, and finds enough."""
+        pairs = self._config.num_queue_pairs
+        return f"{super().no_such_vring(index)}: the front-end has more queue pairs than --num-queue-pairs {pairs}"
+
     def get_config(self, offset: int, size: int) -> bytes:
         """Read struct virtio_net_config."""
         status = NetStatus.VIRTIO_NET_S_LINK_UP if self.link_up else NetStatus(0)

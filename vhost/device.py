@@ -174,6 +174,15 @@ class Device(ABC):
 
         """
 
+    def no_such_vring(self, index: int) -> str:
+        """Say what is wrong when a front-end names a vring that isn't there; for who knows what would help.
+
+        Args:
+            index: Its number, `num_queues` or more.
+
+        """
+        return f"vring {index} of {self.num_queues}"
+
     def set_running(self, running: frozenset[int]) -> None:
         """Take note of which vrings run, whenever it has become others; for who shares out work among them.
 

@@ -56,7 +56,7 @@ class Vrings:
     def __getitem__(self, index: int) -> Vring:
         """Find the vring that a message names. Raises MessageError when the device has none of that number."""
         if index >= len(self._vrings):
-            raise MessageError(f"vring {index} of {len(self._vrings)}")
+            raise MessageError(self._device.no_such_vring(index))
         return self._vrings[index]
 
     def close(self) -> None:

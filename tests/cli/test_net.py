@@ -125,6 +125,22 @@ def test_a_driver_whose_headers_are_shorter_is_refused_in_so_many_words(tmp_path
         assert daemon.stop() == 0
 
 
+def test_a_front_end_with_more_queue_pairs_is_told_the_option(tmp_path: Path) -> None:
+    """QEMU finds queues=3 to be fewer than the four vrings of two pairs, and goes on to the fifth."""
+    options = ("--backend", "null", "--num-queue-pairs", "2")
+    with Daemon("net", *options, "--socket-path", tmp_path / "s") as daemon:
+        daemon.logged("listening")
+        with Frontend(tmp_path / "s") as frontend:
+            frontend.negotiate(VirtioFeature.VIRTIO_F_VERSION_1, PROTOCOL)
+            assert frontend.queue_num() == 4
+            with pytest.raises(FrontendError):
+                Driver(frontend, 4)
+        refusal = daemon.logged("request_failed")
+        assert refusal["error"].startswith("vring 4 of 4: ")
+        assert "more queue pairs than --num-queue-pairs 2" in refusal["error"]
+        assert daemon.stop() == 0
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_frames_cross_a_udp_path_one_datagram_each(tmp_path: Path, host: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
