@@ -12,8 +12,9 @@ from kpoll.vhost.features import ProtocolFeature, VirtioFeature
 
 from .errors import KpollError, os_reason
 from .net_config import MTU_MAX, MTU_MIN, NetFeature, NetStatus, config_space, device_features, usable_offloads
+from .net_options import mac_text
 from .net_queue import NetQueue
-from .net_rarp import rarp_frame
+from .net_rarp import rarp_frame, send_twice
 from .service import WorkerDevice
 from .worker import Worker
 
@@ -136,10 +137,16 @@ class NetDevice(WorkerDevice):
             raise DeviceError(f"an MTU of {mtu}, not {MTU_MIN} to {MTU_MAX if self.mtu is None else self.mtu}")
 
     def send_rarp(self, mac: bytes) -> None:
-        """Announce the guest. Raises OSError; DeviceError when that is no card's address."""
+        """Announce the guest as far as that can be done now. Raises DeviceError when that is no card's address.
+
+        One that isn't announced is found by its next frame: no reason to take its card away.
+        """
         if mac[0] & 1 or self.ports.send is None:
             raise DeviceError(f"{mac.hex(':')} can't be announced")
-        self.ports.send(rarp_frame(mac))
+        try:
+            send_twice(self.ports.send, rarp_frame(mac))
+        except OSError as error:
+            self._log.warning("announce_failed", mac=mac_text(mac), error=os_reason(error))
 
     async def plug(self, handles: tuple[Any, ...]) -> None:
         """Have the workers go on with other ports; returns when none of them uses the old ones any more.

@@ -30,6 +30,17 @@ def rarp_frame(mac: bytes) -> bytes:
     return (b"\xff" * 6 + mac + _HEADER + (mac + bytes(4)) * 2).ljust(_FRAME_MIN, b"\0")
 
 
+def send_twice(send: type_send, frame: bytes) -> None:
+    """Send a frame, a second time if the first one fails: that may be the error of an earlier datagram. Raises OSError.
+
+    A socket tells of what came back by ICMP (ECONNREFUSED) once, at the next call, which then does nothing else.
+    """
+    try:
+        send(frame)
+    except OSError:
+        send(frame)
+
+
 def send_by_tap(tap: Tap) -> type_send:
     """Return what sends a frame out of the guest's end of a tap, raising OSError."""
 
