@@ -29,6 +29,7 @@ from .config import (
     parse_size,
 )
 from .errors import KpollError, UsageError
+from .net_config import MTU_MAX, MTU_MIN
 from .net_options import NetConfig, parse_backend, parse_mac, random_mac
 from .poll import POLL_US_DEFAULT, POLL_US_MAX, choose_poll
 
@@ -260,12 +261,18 @@ def blk_config(**options: Any) -> BlkConfig:
     help="tap:NAME, tap-fd:N, udp:LOCAL,REMOTE, vxlan:vni=N,local=IP,remote=IP[,port=N], xdp:IFACE[,queue=N], "
     "null[:SIZE] or echo.",
 )
-@click.option("--mac", metavar="MAC", help="The guest's address. [default: a random, locally administered one]")
+@click.option(
+    "--mac",
+    metavar="MAC",
+    help="The guest's address, for a front-end that asks: QEMU doesn't, and has mac=. "
+    "[default: a random, locally administered one]",
+)
 @click.option(
     "--mtu",
     type=int,
     metavar="N",
-    help="What the guest is told that frames may hold, in bytes. [default: nothing; of a vxlan what its path allows]",
+    help=f"What the guest is told that frames may hold, {MTU_MIN} to {MTU_MAX} bytes, for a front-end that asks: QEMU "
+    "doesn't, and has host_mtu=, which this limits. [default: nothing; of vxlan and xdp what they take]",
 )
 @click.option(
     "--num-queue-pairs", type=int, default=1, show_default=True, metavar="N", help="Virtqueue pairs, a worker each."
