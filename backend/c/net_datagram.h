@@ -19,7 +19,7 @@
 
 #define TX_MESSAGES 64u
 #define TX_IOVS 2048u
-#define TX_HEADERS 65536u /* bytes of headers that net_soft.c writes */
+#define TX_HEADERS 65536u /* bytes of headers that net_soft.c writes, and of small datagrams */
 
 /* Frames of one size in a message; the last may be shorter. */
 struct tx_message {
@@ -51,6 +51,7 @@ struct net_datagram {
 
 	/* tx: messages that are being made */
 	uint32_t segment_max; /* bytes of the largest datagram that UDP_SEGMENT may cut off; 0: it can't be used */
+	uint64_t again_ns;    /* when what was found out about that is forgotten; 0: nothing was */
 	unsigned messages, iovs;
 	uint32_t headers_len;
 	struct mmsghdr tx_hdrs[TX_MESSAGES];

@@ -8,8 +8,11 @@
  * again as late as it can (UDP_SEGMENT, udp(7)): its whole way down is gone once, not once per frame. A shorter frame may end a
  * message, a longer one begins the next. A batch's messages leave in one sendmmsg(2).
  *
+ * A frame stays where it is, and the kernel copies it from there. Small ones are copied here, end to end, so that a message's
+ * are one iovec: of what a small frame costs the kernel, finding the next iovec is the larger part.
+ *
  * The kernel refuses a message whose datagrams don't fit the path's MTU, where single ones are fragmented. Its datagrams then
- * leave one by one, and the size is remembered as one that doesn't go.
+ * leave one by one, and the size is remembered as one that doesn't go: for a minute, since paths change.
  *
  * What an earlier datagram met on its way (an ICMP error) is told to whichever call comes next, once. So a call that failed
  * is tried again before its message is blamed.
@@ -25,6 +28,8 @@
 #define PIECES_MAX 64u     /* UDP_MAX_SEGMENTS, as it first was */
 #define MESSAGE_MAX 65507u /* UDP over IPv4 carries no more */
 #define MESSAGE_IOVS 1024u /* UIO_MAXIOV */
+#define SMALL 256u         /* bytes of a datagram that is copied */
+#define AGAIN_NS 60000000000ull
 #define FLAGS (MSG_DONTWAIT | MSG_NOSIGNAL)
 
 static void blame(struct net_frame *frames, const struct tx_message *msg, int error)
@@ -49,22 +54,43 @@ static int send_one(const struct net_datagram *dg, const struct msghdr *hdr)
 	return -error;
 }
 
+/*
+ * The next datagram of a message's rest, @iov to @end: whole iovecs of @size bytes together, or as many bytes of one that holds
+ * several, taken off it. @part is where these are then told. Return: iovecs behind it
+ */
+static unsigned next_piece(struct iovec *iov, const struct iovec *end, uint32_t size, struct iovec *part,
+			   struct msghdr *hdr)
+{
+	unsigned n = 0;
+	size_t len = 0;
+
+	if (iov->iov_len > size) {
+		*part = (struct iovec){ iov->iov_base, size };
+		iov->iov_base = (uint8_t *)iov->iov_base + size;
+		iov->iov_len -= size;
+		hdr->msg_iov = part;
+		hdr->msg_iovlen = 1;
+		return 0;
+	}
+	while (iov + n < end && len < size)
+		len += iov[n++].iov_len;
+	hdr->msg_iov = iov;
+	hdr->msg_iovlen = n;
+	return n;
+}
+
 /* Send a message's datagrams one by one. Return: 0 or the first one's -errno that failed */
 static int send_pieces(const struct net_datagram *dg, const struct tx_message *msg, struct msghdr hdr)
 {
-	struct iovec *iov = hdr.msg_iov, *end = iov + hdr.msg_iovlen;
+	struct iovec *iov = hdr.msg_iov, *end = iov + hdr.msg_iovlen, part;
 	int rc = 0;
 
 	hdr.msg_control = NULL;
 	hdr.msg_controllen = 0;
 	while (iov < end) {
-		uint32_t len = 0;
 		int sent;
 
-		hdr.msg_iov = iov;
-		while (iov < end && len < msg->size)
-			len += (uint32_t)iov++->iov_len;
-		hdr.msg_iovlen = (size_t)(iov - hdr.msg_iov);
+		iov += next_piece(iov, end, msg->size, &part, &hdr);
 		sent = send_one(dg, &hdr);
 		if (rc == 0)
 			rc = sent;
@@ -92,8 +118,13 @@ static int send_again(struct net_datagram *dg, unsigned i, int error)
 		return -EFAULT;
 	rc = send_one(dg, &dg->tx_hdrs[i].msg_hdr);
 	if (rc < 0 && msg->pieces > 1 && refuses_segments(-rc)) {
-		dg->segment_max = rc == -EINVAL || rc == -EMSGSIZE ? msg->size - 1 : 0;
+		uint32_t most = rc == -EINVAL || rc == -EMSGSIZE ? msg->size - 1 : 0;
+
 		rc = send_pieces(dg, msg, dg->tx_hdrs[i].msg_hdr);
+		if (rc == 0) { /* it was the size, then */
+			dg->segment_max = most;
+			dg->again_ns = now_ns() + AGAIN_NS;
+		}
 	}
 	if (rc < 0 && rc != -EAGAIN)
 		store_relaxed(&dg->port.error, (uint32_t)-rc);
@@ -161,7 +192,7 @@ static void cut_into_segments(struct msghdr *hdr, struct tx_message *msg)
 	memcpy(CMSG_DATA(cmsg), &size, sizeof(size));
 }
 
-/* The next @iovs of tx_iov[] are a datagram of @len bytes, of a frame. */
+/* The next @iovs of tx_iov[], or the end of the last one, are a datagram of @len bytes, of a frame. */
 static void append(struct net_datagram *dg, unsigned frame, unsigned iovs, uint32_t len)
 {
 	struct tx_message *msg;
@@ -188,7 +219,32 @@ static void append(struct net_datagram *dg, unsigned frame, unsigned iovs, uint3
 		cut_into_segments(hdr, msg);
 }
 
-/* A frame as it is. Return: as of flush() */
+/* A frame as it is, copied behind the one before it. Return: as of flush() */
+static int add_small(struct net_datagram *dg, struct net_frame *frames, unsigned i)
+{
+	const struct net_frame *f = &frames[i];
+	uint32_t len = dg->encap_len + f->len;
+	struct iovec *iov;
+	uint8_t *at;
+
+	if (reserve(dg, frames, 1, len) < 0)
+		return -EAGAIN;
+	iov = dg->tx_iov + dg->iovs;
+	at = dg->headers + dg->headers_len;
+	memcpy(at, dg->encap, dg->encap_len);
+	net_iov_read(f->iov + 1, f->iovcnt - 1, at + dg->encap_len, f->len);
+	dg->headers_len += len;
+	if (dg->messages > 0 && joins(dg, 1, len) && (uint8_t *)iov[-1].iov_base + iov[-1].iov_len == at) {
+		iov[-1].iov_len += len;
+		append(dg, i, 0, len);
+	} else {
+		*iov = (struct iovec){ at, len };
+		append(dg, i, 1, len);
+	}
+	return 0;
+}
+
+/* A frame as it is, where it is. Return: as of flush() */
 static int add_whole(struct net_datagram *dg, struct net_frame *frames, unsigned i)
 {
 	const struct net_frame *f = &frames[i];
@@ -236,12 +292,22 @@ void net_datagram_tx(struct net_port *port, struct net_frame *frames, unsigned n
 	struct net_datagram *dg = net_datagram_of(port);
 	int full = 0;
 
+	if (unlikely(dg->again_ns) && now_ns() >= dg->again_ns) {
+		dg->segment_max = UINT16_MAX;
+		dg->again_ns = 0;
+	}
 	for (unsigned i = 0; i < n; i++) {
-		int rc = full;
+		int rc;
 
 		frames[i].error = 0;
-		if (!full)
-			rc = net_soft_needed(&frames[i]) ? add_segments(dg, frames, i) : add_whole(dg, frames, i);
+		if (full)
+			rc = full;
+		else if (net_soft_needed(&frames[i]))
+			rc = add_segments(dg, frames, i);
+		else if (dg->encap_len + frames[i].len <= SMALL)
+			rc = add_small(dg, frames, i);
+		else
+			rc = add_whole(dg, frames, i);
 		if (rc < 0)
 			frames[i].error = rc;
 		if (rc == -EAGAIN)
