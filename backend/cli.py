@@ -272,7 +272,7 @@ def blk_config(**options: Any) -> BlkConfig:
     type=int,
     metavar="N",
     help=f"What the guest is told that frames may hold, {MTU_MIN} to {MTU_MAX} bytes, for a front-end that asks: QEMU "
-    "doesn't, and has host_mtu=, which this limits. [default: nothing; of vxlan and xdp what they take]",
+    "doesn't, and has host_mtu=, which this limits. [default: of udp, vxlan and xdp what they take, else nothing]",
 )
 @click.option(
     "--num-queue-pairs", type=int, default=1, show_default=True, metavar="N", help="Virtqueue pairs, a worker each."

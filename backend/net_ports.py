@@ -15,7 +15,7 @@ from .net_config import NO_OFFLOADS, SOFT_OFFLOADS, NetFeature
 from .net_options import EchoBackend, NullBackend, UdpBackend, VxlanBackend, XdpBackend
 from .net_rarp import send_by_tap, send_by_udp, send_by_vxlan
 from .net_tap import Tap, open_tap
-from .net_udp import open_udp
+from .net_udp import guest_mtu, open_udp
 from .net_vxlan import open_vxlan
 from .net_xdp import Xdp, open_xdp
 
@@ -49,6 +49,11 @@ class Ports:
     mtu: int | None = None
     udp: socket.socket | None = None
     send: type_send | None = None
+
+    @property
+    def path_mtu(self) -> int | None:
+        """The largest MTU that nothing behind the card is too narrow for, if we know."""
+        return self.mtu if self.tap is None else self.tap.mtu
 
     @property
     def sock(self) -> socket.socket | None:
@@ -85,6 +90,7 @@ def open_ports(config: NetConfig) -> Iterator[Ports]:
                 offloads = SOFT_OFFLOADS
                 if isinstance(backend, UdpBackend):
                     udp = stack.enter_context(open_udp(backend))
+                    mtu = guest_mtu(udp)
                     send = send_by_udp(udp)
                     handles = [make(lib.net_port_udp, udp.fileno())]
                 else:

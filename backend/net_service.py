@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from .net_options import NetConfig
+    from .net_ports import Ports
 
 
 def _tell(polling: CardPolling, log: FilteringBoundLogger) -> None:
@@ -38,6 +38,19 @@ def _tell(polling: CardPolling, log: FilteringBoundLogger) -> None:
         log.warning("busy_poll", us=polling.us, prefer=polling.prefer, budget=polling.budget, missing=missing)
     else:
         log.info("busy_poll", us=polling.us, prefer=polling.prefer, budget=polling.budget, missing=missing)
+
+
+def _tell_mtu(config: NetConfig, ports: Ports, log: FilteringBoundLogger) -> None:
+    """Warn of an --mtu that is more than what is behind the card takes now; its administrator may still raise that."""
+    takes = ports.path_mtu
+    if config.mtu is None or takes is None or config.mtu <= takes:
+        return
+    if ports.tap is not None:
+        what = f"{ports.tap.name} has an MTU of {takes}, and larger frames may be lost behind it: `ip link set dev "
+        what += f"{ports.tap.name} mtu {config.mtu}`"
+    else:
+        what = f"the path takes {takes}, and larger frames go in fragments: raise the MTU of what is below"
+    log.warning("mtu_too_large", mtu=config.mtu, path_mtu=takes, error=f"{what}, or use --mtu {takes}")
 
 
 @contextmanager
@@ -52,6 +65,11 @@ def open_net(config: NetConfig, log: FilteringBoundLogger) -> Iterator[Service]:
         except OSError as error:
             raise KpollError(f"--backend {config.backend}: its link can't be followed: {os_reason(error)}") from error
         stack.callback(cable.close)
+
+        def ready() -> None:
+            _tell(polling, log)
+            _tell_mtu(config, ports, log)
+
         engine = type(config.backend).__name__.removesuffix("Backend").lower()
         yield Service(
             device=device,
@@ -63,7 +81,7 @@ def open_net(config: NetConfig, log: FilteringBoundLogger) -> Iterator[Service]:
                 "workers": len(device.workers),
             },
             collector=NetCollector(Identity(config.device, version("kpoll"), engine, config.poll.strategy), device),
-            ready=partial(_tell, polling, log),
+            ready=ready,
             watch=cable.run,
             refresh=trio.lowlevel.checkpoint,
             kept=NOTHING_KEPT if ports.xdp is None else KEPT,

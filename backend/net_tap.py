@@ -44,8 +44,10 @@ _IFF_NO_PI: Final = 0x1000
 _IFF_VNET_HDR: Final = 0x4000
 _FLAGS: Final = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
 
+_SIOCGIFMTU: Final = 0x8921
 _SIOCGIFHWADDR: Final = 0x8927
 _IFREQ: Final = struct.Struct("16sH22x")  # struct ifreq: the name, and the union as far as flags go
+_IFREQ_INT: Final = struct.Struct("16si20x")  # the same with a number
 _HWADDR: Final = struct.Struct("16x2x6s16x")  # struct ifreq with a struct sockaddr of an Ethernet address
 _INT: Final = struct.Struct("i")
 
@@ -128,6 +130,16 @@ def _index(name: str, mac: bytes) -> int | None:
         return None
 
 
+def _mtu(name: str) -> int | None:
+    """Return the MTU of an interface in this network; None where it can't be asked."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            answer = fcntl.ioctl(any_socket, _SIOCGIFMTU, _IFREQ_INT.pack(os.fsencode(name), 0))
+    except OSError:
+        return None
+    return int(_IFREQ_INT.unpack(answer)[1])
+
+
 class Tap:
     """An attached tap. Made by `open_tap`, which also closes it.
 
@@ -136,6 +148,7 @@ class Tap:
         fds: One non-blocking descriptor per queue pair; they stay the same for as long as the tap is open.
         index: Its number in this network when it was opened; None where it is in another, and can't be watched.
         mac: The address of the host's end.
+        mtu: The interface's when it was opened; None where it can't be asked.
         offloads: What this kernel's tap can do, for `device_features`.
 
     """
@@ -148,6 +161,7 @@ class Tap:
         self._features = int(NO_OFFLOADS)
         self.mac = _hardware_address(fds[0], name)
         self.index = _index(name, self.mac)
+        self.mtu = None if self.index is None else _mtu(name)
         self.offloads = _probe_offloads(fds[0])
         self._configure()
 

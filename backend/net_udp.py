@@ -11,6 +11,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from .errors import KpollError, os_reason
+from .net_config import MTU_MIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 BUFFER_BYTES: Final = 4 << 20
 _SO_SNDBUFFORCE: Final = 32
 _SO_RCVBUFFORCE: Final = 33
+_IP_MTU: Final = 14
+_IPV6_MTU: Final = 24
+_PACKET_MAX: Final = 65535  # of IPv4; loopback has an MTU of one more
+
+# What is in front of the guest's packets in ours: IP's header, UDP's (8), and their own Ethernet header (14).
+_IN_FRONT: Final = {4: 20 + 8 + 14, 6: 40 + 8 + 14}
 
 
 def _address(end: Endpoint, option: str) -> tuple[str | int | bytes, ...]:
@@ -98,6 +105,22 @@ def connect(sock: socket.socket, local: Endpoint, remote: Endpoint, option: str)
         sock.connect(address)
     except OSError as error:
         raise _connect_error(error, local, remote, option) from error
+
+
+def guest_mtu(connected: socket.socket, *, header: int = 0) -> int | None:
+    """Return the MTU of a guest whose packets need not be fragmented on the way; None where there can't be one.
+
+    Args:
+        connected: A socket to the other end, which knows the path's MTU as far as it was found out.
+        header: Bytes that are in front of each frame.
+
+    """
+    if connected.family == socket.AF_INET6:
+        version, path = 6, connected.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
+    else:
+        version, path = 4, connected.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+    mtu = min(path, _PACKET_MAX) - _IN_FRONT[version] - header
+    return mtu if mtu >= MTU_MIN else None
 
 
 @contextlib.contextmanager

@@ -6,23 +6,19 @@ The first isn't connected: the other end may send from any port (RFC 7348 §5 wa
 from __future__ import annotations
 
 import contextlib
-import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from .net_config import MTU_MAX, MTU_MIN
 from .net_options import Endpoint
-from .net_udp import bound_socket, connect
+from .net_udp import bound_socket, connect, guest_mtu
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
     from .net_options import VxlanBackend
 
-_IP_MTU: Final = 14
-_IPV6_MTU: Final = 24
-# RFC 7348 §5: the outer IP header, UDP's (8), VXLAN's (8), and the guest's own Ethernet header (14).
-OVERHEAD: Final = {4: 20 + 8 + 8 + 14, 6: 40 + 8 + 8 + 14}
+_HEADER: Final = 8  # bytes of VXLAN's own, RFC 7348 §5
 
 
 @dataclass(frozen=True)
@@ -41,12 +37,6 @@ class Tunnel:
     mtu: int | None
 
 
-def _path_mtu(probe: socket.socket) -> int:
-    if probe.family == socket.AF_INET6:
-        return probe.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
-    return probe.getsockopt(socket.IPPROTO_IP, _IP_MTU)
-
-
 @contextlib.contextmanager
 def open_vxlan(backend: VxlanBackend) -> Iterator[Tunnel]:
     """Open our end of the tunnel that `backend` names; close it on leaving. Raises KpollError when it can't be had."""
@@ -54,5 +44,4 @@ def open_vxlan(backend: VxlanBackend) -> Iterator[Tunnel]:
     local = backend.local
     with bound_socket(local, option) as sock, bound_socket(Endpoint(local.ip, 0), option) as probe:
         connect(probe, local, backend.remote, option)
-        mtu = min(_path_mtu(probe) - OVERHEAD[local.ip.version], MTU_MAX)
-        yield Tunnel(sock, probe, mtu if mtu >= MTU_MIN else None)
+        yield Tunnel(sock, probe, guest_mtu(probe, header=_HEADER))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import select
 import socket
+import subprocess
 from contextlib import ExitStack
 
 import pytest
 
 from kpoll.backend.net_options import UdpBackend
-from kpoll.backend.net_udp import open_udp
+from kpoll.backend.net_udp import guest_mtu, open_udp
 from tests.netns import give_up_capabilities, in_own_network, set_up
 from tests.unit.refusal import parsed, refusal
 
@@ -113,3 +114,22 @@ def test_a_privileged_port_names_the_capability() -> None:
     set_up("lo")
     give_up_capabilities()
     assert "CAP_NET_BIND_SERVICE" in refused("127.0.0.1:99,127.0.0.1:4001")
+
+
+@pytest.mark.parametrize(("host", "mtu"), [("127.0.0.1", 1500 - 42), ("[::1]", 1500 - 62)])
+@in_own_network
+def test_the_guests_mtu_leaves_room_for_what_is_in_front_of_its_packets(host: str, mtu: int) -> None:
+    set_up("lo")
+    subprocess.run(["ip", "link", "set", "lo", "mtu", "1500"], check=True)
+    with open_udp(udp(f"{host}:4000,{host}:4001")) as sock:
+        assert guest_mtu(sock) == mtu
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+@in_own_network
+def test_a_packet_of_the_guests_mtu_can_be_sent_where_the_path_takes_more_than_ip_has(host: str) -> None:
+    set_up("lo")
+    with open_udp(udp(f"{host}:4000,{host}:4001")) as sock:
+        mtu = guest_mtu(sock)
+        assert mtu is not None
+        assert sock.send(bytes(14 + mtu)) == 14 + mtu
