@@ -80,6 +80,8 @@ class Cable:
                 self._log.error(
                     "link", state="gone", interface=interface, address=address, error=_gone(interface, address)
                 )
+                if ports.tap is not None:
+                    await self._device.unplug()
             else:
                 try:
                     if lost:  # not before: of one that is being deleted we are told that it is down
@@ -94,11 +96,16 @@ class Cable:
             await self._device.set_link(up=state is LinkState.UP)
 
     async def _attach_again(self) -> None:
-        """Have the interface that is back; a socket needs nothing. Raises KpollError when it can't be had."""
+        """Have the interface that is back; a socket needs nothing. Raises KpollError when it can't be had.
+
+        The workers get the tap's descriptors last: as long as the kernel hasn't been told how long our header is, what
+        they read and write there would be cut in the wrong place.
+        """
         ports = self._device.ports
         if ports.tap is not None:
             ports.tap.attach_again()
             self._device.deal()
+            await self._device.plug(ports.handles)
         if ports.xdp is not None:
             with ports.xdp.opened_again() as handles:
                 await self._device.plug(handles)

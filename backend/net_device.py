@@ -157,6 +157,13 @@ class NetDevice(WorkerDevice):
             lib.net_lane_plug(queue.lane, port)
             await worker.join_lane(queue.lane)
 
+    async def unplug(self) -> None:
+        """Take the cable out, until `plug`: what the guest sends is refused, and nobody looks at the old ports.
+
+        Raises OSError, or KpollError when a worker has ended.
+        """
+        await self.plug((lib.net_port_none(),) * len(self.workers))
+
     async def set_link(self, *, up: bool) -> None:
         """Tell the guest that its cable was put in or taken out."""
         if up != self.link_up:

@@ -6,6 +6,7 @@ request of the Reverse Address Resolution Protocol (RFC 903) for its own address
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -45,6 +46,8 @@ def send_by_tap(tap: Tap) -> type_send:
     """Return what sends a frame out of the guest's end of a tap, raising OSError."""
 
     def send(frame: bytes) -> None:
+        if not tap.attached:  # to all queues: of one that is back our header's size is set last
+            raise OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN))
         os.write(tap.fds[0], bytes(VNET_HDR_BYTES) + frame)
 
     return send

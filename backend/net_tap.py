@@ -205,7 +205,9 @@ class Tap:
     def attach_again(self) -> None:
         """Attach the descriptors to an interface that was deleted and is back under its name; it deals to them all.
 
-        Raises KpollError when it can't be had.
+        Until this has returned nobody may read or write them: the kernel would take our header for a shorter one.
+
+        Raises KpollError when it can't be had; some of them may be attached then.
         """
         _attach(self.fds, self.name, self._option)
         try:
@@ -255,6 +257,11 @@ def _attach_error(error: OSError, name: str, option: str, pairs: int) -> KpollEr
             what = f"{name} is busy: stop the other process that has it, or use another tap"
         case errno.E2BIG:
             what = f"{name} has no {pairs} queues left: stop others that have it, or give a smaller --num-queue-pairs"
+        case errno.EINVAL if pairs > 1:
+            what = (
+                f"{name} exists and is no tap with several queues: make it anew with "
+                f"`ip tuntap add dev {name} mode tap multi_queue`, or use another name, or --num-queue-pairs 1"
+            )
         case errno.EINVAL:
             what = f"{name} exists and is no tap: use another name (`ip tuntap show` lists the taps)"
         case _:
@@ -266,23 +273,18 @@ def _attach(fds: tuple[int, ...], name: str, option: str) -> None:
     """Attach each descriptor that isn't yet, to a queue of its own. Raises KpollError.
 
     The flag for several queues has to be as it was when the interface was made, else EINVAL, as for what is no tap. One
-    queue of an interface that can have several will do for one pair; the other way round there is something to say.
+    queue of an interface that can have several will do for one pair. The other way round nothing is tried: a descriptor
+    is rid of its interface only when it is closed, and the sandbox lets nobody open another one.
     """
     waiting = [fd for fd in fds if not _is_attached(fd)]
-    kinds = (_FLAGS, _FLAGS | _IFF_MULTI_QUEUE) if len(fds) == 1 else (_FLAGS | _IFF_MULTI_QUEUE, _FLAGS)
     try:
         for fd in waiting:
             try:
-                _set_interface(fd, name, kinds[0])
+                _set_interface(fd, name, _FLAGS if len(fds) == 1 else _FLAGS | _IFF_MULTI_QUEUE)
             except OSError as error:
-                if error.errno != errno.EINVAL:
+                if error.errno != errno.EINVAL or len(fds) > 1:
                     raise
-                _set_interface(fd, name, kinds[1])
-                if len(fds) > 1:
-                    raise KpollError(
-                        f"{option}: {name} has one queue: make it anew with "
-                        f"`ip tuntap add dev {name} mode tap multi_queue`, or use --num-queue-pairs 1"
-                    ) from None
+                _set_interface(fd, name, _FLAGS | _IFF_MULTI_QUEUE)
     except OSError as error:
         raise _attach_error(error, name, option, len(fds)) from error
 

@@ -66,6 +66,8 @@ struct net_port {
 	uint32_t error;    /* atomic: the errno that sending or receiving met last, for the log; 0 none yet */
 };
 
+/* net_port_none() - No cable: what is sent is refused. The same one for everybody, who need not free it */
+struct net_port *net_port_none(void);
 /* net_port_null() - Copies what is sent into a buffer of its own; @source bytes are received as often as there is room, 0: never */
 int net_port_null(struct net_port **out, uint32_t source);
 /* net_port_echo() - What is sent is received, as it was. Return (these two): 0, -EINVAL for an impossible size, -ENOMEM */

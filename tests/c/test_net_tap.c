@@ -289,6 +289,50 @@ static void a_tap_whose_interface_is_gone_is_asked_again_now_and_then(void)
 	stop();
 }
 
+static void plug(struct net_port *port, struct wait_set *ws)
+{
+	struct lane *lane = net_lane_base(c.lane);
+
+	net_lane_plug(lane, port);
+	wait_set_del(ws, lane); /* as a worker does */
+	CHECK_EQ(lane->ops->join(lane, ws), 0);
+}
+
+/* So that nobody reads from it or writes to it while it is set up. */
+static void while_the_cable_is_out_frames_are_refused_and_nobody_looks_at_the_tap(void)
+{
+	const struct lane_ops *ops;
+	struct wait_set ws;
+	struct pollfd p;
+
+	start(0, 0);
+	ops = net_lane_base(c.lane)->ops;
+	CHECK_EQ(wait_set_init(&ws, WAIT_OFF, 0), 0);
+	plug(c.port, &ws);
+	card_room(&c, 4, MTU_ROOM);
+	card_settle(&c);
+	plug(net_port_none(), &ws);
+	host_sends(1, 60);
+	card_send(&c, 0, 2, 60);
+	card_settle(&c);
+	CHECK_EQ(card_sent(&c), 1);
+	CHECK_EQ(card_drops(&c, NET_TX, NET_DROP_REFUSED), 1);
+	CHECK_EQ(card_all_drops(&c), 1);
+	CHECK_EQ(recv(host, packet, sizeof(packet), MSG_DONTWAIT), -1);
+	CHECK(!card_receive(&c, &r, MTU_ROOM));
+	p = (struct pollfd){ .fd = ws.epoll_fd, .events = POLLIN };
+	CHECK_EQ(poll(&p, 1, 0), 0);
+	CHECK_EQ(ops->sleep_timeout_ns(net_lane_base(c.lane)), -1);
+	plug(c.port, &ws);
+	CHECK_EQ(poll(&p, 1, 1000), 1);
+	card_send(&c, 1, 3, 60);
+	card_settle(&c);
+	card_expect(&c, MTU_ROOM, 1, 60);
+	host_expects(3, 60);
+	wait_set_fini(&ws);
+	stop();
+}
+
 static void what_is_no_tap_with_headers_is_refused(void)
 {
 	struct ifreq plain = { .ifr_flags = IFF_TAP | IFF_NO_PI };
@@ -318,6 +362,7 @@ int main(void)
 	RUN(while_the_tap_is_down_frames_are_refused_and_then_taken_again);
 	RUN(without_buffers_frames_wait_in_the_tap);
 	RUN(a_tap_whose_interface_is_gone_is_asked_again_now_and_then);
+	RUN(while_the_cable_is_out_frames_are_refused_and_nobody_looks_at_the_tap);
 	RUN(what_is_no_tap_with_headers_is_refused);
 	return 0;
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import os
 import socket
 import time
 from contextlib import contextmanager
@@ -13,8 +14,8 @@ from kpoll.vhost.driver import Buffer, Driver
 from kpoll.vhost.features import VirtioFeature
 from kpoll.vhost.frontend import Frontend
 from tests import taps
-from tests.cli.harness import PROTOCOL, Daemon, scrape
-from tests.cli.test_net import HEADER, ROOM
+from tests.cli.harness import PATIENCE_S, PROTOCOL, Daemon, scrape, scraped
+from tests.cli.test_net import FRAME, HEADER, ROOM
 from tests.cli.test_net_unplug import MEASURE_S, until
 from tests.frames import Host, udp_data
 from tests.netns import in_own_network
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 TAP = "vm1"
 PAIRS = 4
+QUEUES_MAX = 256  # of a tap (MAX_TAP_QUEUES)
 MAC = "52:54:00:12:34:56"
 HOST, GUEST = (Host(b"", ipaddress.ip_address(f"192.0.2.{number}")) for number in (1, 2))
 PORTS = range(4000, 4064)  # a flow each, which are dealt by a hash
@@ -38,8 +40,9 @@ class Guest:
         """Connect; no pair is used yet."""
         self.frontend = Frontend(where)
         self.frontend.negotiate(VirtioFeature.VIRTIO_F_VERSION_1, PROTOCOL)
-        self._memory = self.frontend.add_memory(PAIRS * len(PORTS) * ROOM)
+        self._memory = self.frontend.add_memory((PAIRS * len(PORTS) + 1) * ROOM)  # the last one for a frame to send
         self._rx: dict[int, Driver] = {}
+        self._tx: Driver | None = None
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -50,11 +53,21 @@ class Guest:
         self.frontend.close()
 
     def use(self, pair: int) -> None:
-        """Use a pair, with room for every flow."""
+        """Receive by a pair, with room for every flow."""
         rx = self._rx[pair] = Driver(self.frontend, 2 * pair)
         for i in range(len(PORTS)):
             rx.add([], [Buffer(self._memory.gpa + (pair * len(PORTS) + i) * ROOM, ROOM)], pair * len(PORTS) + i)
         rx.publish()
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame by the first pair; returns once the device has it."""
+        if self._tx is None:
+            self._tx = Driver(self.frontend, 1)
+        at = PAIRS * len(PORTS) * ROOM
+        self._memory.mmap[at : at + HEADER + len(frame)] = bytes(HEADER) + frame
+        self._tx.add([Buffer(self._memory.gpa + at, HEADER + len(frame))], [], 0)
+        self._tx.publish()
+        self._tx.wait()
 
     def enable(self, pair: int, *, on: bool) -> None:
         """Do what QEMU does when the driver asks for more pairs, or for fewer."""
@@ -77,6 +90,13 @@ def give_address() -> None:
     ip("address", "add", f"{HOST.ip}/24", "dev", TAP)
     ip("link", "set", TAP, "up")
     ip("neighbour", "add", str(GUEST.ip), "lladdr", MAC, "dev", TAP)
+
+
+def bring(name: str, flags: int) -> None:
+    """Make a tap and give it its name afterwards: nobody sees it before it is ready."""
+    taps.make(name, flags)
+    ip("link", "set", name, "name", TAP)
+    give_address()
 
 
 @contextmanager
@@ -117,6 +137,22 @@ def who_got(guest: Guest) -> set[int]:
 
     until(look)
     return pairs
+
+
+def refused(metrics: Path) -> float:
+    """Count the frames of the first pair that the guest could not send."""
+    return scraped(metrics, "kpoll_net_drops_total", queue="1", reason="refused")
+
+
+@contextmanager
+def queues_taken(name: str) -> Iterator[None]:
+    """Leave one queue of a tap to others."""
+    fds = [taps.attach(name, taps.IFF_QEMU | taps.IFF_MULTI_QUEUE) for _ in range(QUEUES_MAX - 1)]
+    try:
+        yield
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 def cpu_seconds(metrics: Path) -> float:
@@ -170,3 +206,44 @@ def test_a_tap_that_comes_back_has_the_queues_that_the_guest_uses(tmp_path: Path
         give_address()
         until(lambda: daemon.logged("link")["state"] == "up")
         assert who_got(guest) == {0, 2}
+
+
+@in_own_network
+def test_a_tap_that_comes_back_without_several_queues_is_not_touched(tmp_path: Path) -> None:
+    with card(tmp_path) as (daemon, guest):
+        taps.delete(TAP)
+        until(lambda: daemon.logged("link")["state"] == "gone")
+        bring("other", taps.IFF_QEMU)
+        assert "is no tap with several queues" in daemon.logged("not_attached")["error"]
+        os.close(taps.attach(TAP))  # which nobody else has
+        taps.delete(TAP)
+        bring("another", taps.IFF_QEMU | taps.IFF_MULTI_QUEUE)
+        until(lambda: daemon.logged("link")["state"] == "up")
+        assert who_got(guest) == {0}
+        assert not [line for line in daemon.log if "is busy" in str(line.get("error"))]
+
+
+@in_own_network
+def test_nothing_is_sent_to_a_tap_of_which_not_all_queues_can_be_had(tmp_path: Path) -> None:
+    with card(tmp_path) as (daemon, guest), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as host:
+        guest.send(FRAME)
+        before = refused(tmp_path / "m")
+        taps.delete(TAP)
+        until(lambda: daemon.logged("link")["state"] == "gone")
+        guest.send(FRAME)
+        assert refused(tmp_path / "m") == before + 1
+
+        taps.make("other", taps.IFF_QEMU | taps.IFF_MULTI_QUEUE)
+        with queues_taken("other"):
+            ip("link", "set", "other", "name", TAP)
+            give_address()
+            assert f"has no {PAIRS} queues left" in daemon.logged("not_attached")["error"]
+            guest.send(FRAME)
+            assert refused(tmp_path / "m") == before + 2, "it would be cut in the wrong place"
+        until(lambda: daemon.logged("link")["state"] == "up")
+        host.bind((TAP, 0x88B5))
+        host.settimeout(PATIENCE_S)
+        guest.send(FRAME)
+        assert host.recv(ROOM) == FRAME
+        assert refused(tmp_path / "m") == before + 2
+        assert who_got(guest) == {0}

@@ -166,9 +166,9 @@ def test_one_queue_of_a_tap_that_has_several_will_do() -> None:
 @in_own_network
 def test_several_queues_of_a_tap_that_has_one_are_refused() -> None:
     make("vm1")
-    assert "vm1 has one queue: make it anew with `ip tuntap add dev vm1 mode tap multi_queue`" in refused(
-        TapBackend("vm1"), pairs=2
-    )
+    line = refused(TapBackend("vm1"), pairs=2)
+    assert "vm1 exists and is no tap with several queues" in line
+    assert "`ip tuntap add dev vm1 mode tap multi_queue`" in line
 
 
 @in_own_network
@@ -341,6 +341,18 @@ def test_a_tap_that_was_deleted_and_came_back_as_something_else_is_refused() -> 
         make("vm1", IFF_TUN)
         with pytest.raises(KpollError, match="vm1 exists and is no tap"):
             tap.attach_again()
+
+
+@in_own_network
+def test_a_tap_that_came_back_with_fewer_queues_is_left_to_others() -> None:
+    make("vm1", IFF_QEMU | IFF_MULTI_QUEUE)
+    with opened(pairs=2) as tap:
+        delete("vm1")
+        make("vm1")
+        for _ in range(2):
+            with pytest.raises(KpollError, match="vm1 exists and is no tap with several queues"):
+                tap.attach_again()
+        os.close(attach("vm1"))
 
 
 @in_own_network
