@@ -24,7 +24,6 @@ _SO_SNDBUFFORCE: Final = 32
 _SO_RCVBUFFORCE: Final = 33
 _IP_MTU: Final = 14
 _IPV6_MTU: Final = 24
-_PACKET_MAX: Final = 65535  # of IPv4; loopback has an MTU of one more
 
 # What is in front of the guest's packets in ours: IP's header, UDP's (8), and their own Ethernet header (14).
 _IN_FRONT: Final = {4: 20 + 8 + 14, 6: 40 + 8 + 14}
@@ -119,7 +118,7 @@ def guest_mtu(connected: socket.socket, *, header: int = 0) -> int | None:
         version, path = 6, connected.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
     else:
         version, path = 4, connected.getsockopt(socket.IPPROTO_IP, _IP_MTU)
-    mtu = min(path, _PACKET_MAX) - _IN_FRONT[version] - header
+    mtu = path - _IN_FRONT[version] - header  # the kernel never says more than IP has
     return mtu if mtu >= MTU_MIN else None
 
 
