@@ -7,10 +7,10 @@ import os
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from kpoll.nvme.sysfs import serial as namespace_serial
 from kpoll.vhost._core import ffi, lib
 
-from .blk_config import DiskLimits
+from .blk_config import EXTENT_MAX, DiskLimits
+from .blk_namespace import discard_granularity, namespace_serial
 from .config import SECTOR, SERIAL_BYTES
 from .errors import KpollError
 from .image import claim_device, claim_file
@@ -67,7 +67,7 @@ class Disk:
             io_min=target.io_min,
             io_opt=target.io_opt,
             discard_max=target.discard_max,
-            discard_granularity=target.discard_granularity,
+            discard_granularity=_discard_granularity(target),
             write_zeroes_max=target.write_zeroes_max,
             max_bytes=target.max_bytes,
         )
@@ -151,9 +151,19 @@ def _claim(target: Any, config: BlkConfig) -> AbstractContextManager[None]:
 
 def _serial(target: Any, config: BlkConfig) -> bytes:
     """Return what GET_ID answers: what --serial says, else a namespace's own, else nothing."""
-    if config.serial or not target.block_device:
-        return config.serial
-    return (namespace_serial(os.fstat(target.fd).st_rdev) or "").encode()
+    return config.serial or (namespace_serial(target.fd) if target.block_device else b"")
+
+
+def _discard_granularity(target: Any) -> int:
+    """Return what is freed at once, in bytes: as the kernel has it, or more if a namespace says so.
+
+    One that names more than a request may cover isn't believed.
+    """
+    known = int(target.discard_granularity)
+    if not target.block_device or not target.discard_max:
+        return known
+    told = discard_granularity(target.fd)
+    return told if known < told <= min(target.discard_max, EXTENT_MAX) else known
 
 
 @contextmanager

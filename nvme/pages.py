@@ -224,6 +224,12 @@ class IdentifyNamespace(_Page):
         return bool(self.nsattr & 1)
 
     @property
+    def discard_granularity(self) -> int | None:
+        """What it frees at once, in bytes (NPDG); None: not told."""
+        block = self.lbaf.block_bytes if self.lbaf else None
+        return (self.npdg + 1) * block if block and self.has_optimal_sizes else None
+
+    @property
     def has_optimal_sizes(self) -> bool:
         """Whether NPWG, NPWA, NPDG, NPDA and NOWS mean anything (NSFEAT bit 4)."""
         return bool(self.nsfeat & 1 << 4)

@@ -95,7 +95,8 @@ def disk(node: str) -> Any:
     """Return what a guest would learn of a disk on a namespace."""
     config = BlkConfig(socket=SocketConfig(path="socket"), poll=PollConfig(strategy="off", why=""), blk_file=node)
     with open_disk(config) as opened_disk:
-        return {**asdict(opened_disk.limits), "serial": opened_disk.serial.decode()}
+        kernel = int(Path(f"/sys/block/{Path(node).name}/queue/discard_granularity").read_text())
+        return {**asdict(opened_disk.limits), "serial": opened_disk.serial.decode(), "by_kernel": kernel}
 
 
 def counting(library: Libnvme) -> int:
@@ -127,12 +128,13 @@ def main() -> None:
     """Find out and print."""
     library = load()
     assert library is not None, "no libnvme.so.1: run `.ci/setup kernel`"
+    facts: dict[str, Any] = {"disks": {node: disk(node) for node in NODES[:1]}}
     share("/dev/nvme0n1")
-    facts: dict[str, Any] = {
+    facts["disks"] |= {node: disk(node) for node in NODES[1:]}
+    facts |= {
         "by_libnvme": asdict(scan(library)),
         "by_sysfs": asdict(sysfs.scan("as asked")),
         "answers": {node: answers(node, library) for node in NODES},
-        "disks": {node: disk(node) for node in NODES[1:]},
         "without_library": asdict(look("/dev/nvme2n1", None)),
         "data_units_read": counting(library),
         "of_generic": asdict(look("/dev/ng1n1", library)),

@@ -81,6 +81,9 @@ def test_a_disk_on_a_namespace_is_what_the_namespace_is(facts: Any) -> None:
     assert local["discard_max"] >= 4096  # ONCS has Dataset Management and Write Zeroes
     assert local["write_zeroes_max"] >= 4096
     assert local["serial"] == "kpoll1"
+    # NPDG 7 for blocks of 512 bytes, and 0.
+    small = facts["disks"]["/dev/nvme0n1"]
+    assert (small["discard_granularity"], local["discard_granularity"], small["by_kernel"]) == (4096, 4096, 512)
     # Its NSID is 7, and the target's serial number is random.
     target = facts["answers"]["/dev/nvme2n1"]["ours"]["identify_controller"]["sn"]
     assert shared["serial"] == f"{target[:18]}_7"

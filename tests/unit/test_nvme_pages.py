@@ -97,6 +97,13 @@ def test_a_block_is_no_less_than_512_bytes_and_no_more_than_a_host_could_take(lb
     assert found.block_bytes == block
 
 
+def test_what_is_freed_at_once_is_told_where_that_field_means_anything() -> None:
+    assert namespace().discard_granularity == 4096  # NPDG 7, blocks of 512 bytes
+    assert namespace(b24=0).discard_granularity is None
+    assert namespace(b130=0).discard_granularity is None
+    assert namespace(b25=0, b26=3).discard_granularity is None
+
+
 def test_bits_are_told_in_words() -> None:
     controller = IdentifyController.parse(page("id-ctrl"))
     assert controller.version == "1.4.0"
