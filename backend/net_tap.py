@@ -259,8 +259,9 @@ def _attach_error(error: OSError, name: str, option: str, pairs: int) -> KpollEr
             what = f"{name} has no {pairs} queues left: stop others that have it, or give a smaller --num-queue-pairs"
         case errno.EINVAL if pairs > 1:
             what = (
-                f"{name} exists and is no tap with several queues: make it anew with "
-                f"`ip tuntap add dev {name} mode tap multi_queue`, or use another name, or --num-queue-pairs 1"
+                f"{name} exists and is no tap with several queues: have root make it anew, "
+                f"`ip tuntap del dev {name} mode tap && ip tuntap add dev {name} mode tap user {_user()} multi_queue`, "
+                "or use another name, or --num-queue-pairs 1"
             )
         case errno.EINVAL:
             what = f"{name} exists and is no tap: use another name (`ip tuntap show` lists the taps)"

@@ -168,7 +168,7 @@ def test_several_queues_of_a_tap_that_has_one_are_refused() -> None:
     make("vm1")
     line = refused(TapBackend("vm1"), pairs=2)
     assert "vm1 exists and is no tap with several queues" in line
-    assert "`ip tuntap add dev vm1 mode tap multi_queue`" in line
+    assert "`ip tuntap del dev vm1 mode tap && ip tuntap add dev vm1 mode tap user root multi_queue`" in line
 
 
 @in_own_network
