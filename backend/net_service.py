@@ -40,6 +40,14 @@ def _tell(polling: CardPolling, log: FilteringBoundLogger) -> None:
         log.info("busy_poll", us=polling.us, prefer=polling.prefer, budget=polling.budget, missing=missing)
 
 
+def _tell_made(ports: Ports, log: FilteringBoundLogger) -> None:
+    """Warn of a tap that was made because there was none: the name may be a mistyped one."""
+    if ports.tap is not None and ports.tap.made:
+        name = ports.tap.name
+        what = f"there was no {name}, so it was made until kpoll ends; if another was meant, see `ip tuntap show`"
+        log.warning("tap_made", interface=name, error=what)
+
+
 def _tell_mtu(config: NetConfig, ports: Ports, log: FilteringBoundLogger) -> None:
     """Warn of an --mtu that is more than what is behind the card takes now; its administrator may still raise that."""
     takes = ports.path_mtu
@@ -67,6 +75,7 @@ def open_net(config: NetConfig, log: FilteringBoundLogger) -> Iterator[Service]:
         stack.callback(cable.close)
 
         def ready() -> None:
+            _tell_made(ports, log)
             _tell(polling, log)
             _tell_mtu(config, ports, log)
 

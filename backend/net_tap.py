@@ -148,15 +148,17 @@ class Tap:
         fds: One non-blocking descriptor per queue pair; they stay the same for as long as the tap is open.
         index: Its number in this network when it was opened; None where it is in another, and can't be watched.
         mac: The address of the host's end.
+        made: Whether it wasn't there before; it goes with its last descriptor.
         mtu: The interface's when it was opened; None where it can't be asked.
         offloads: What this kernel's tap can do, for `device_features`.
 
     """
 
-    def __init__(self, option: str, name: str, fds: tuple[int, ...]) -> None:
+    def __init__(self, option: str, name: str, fds: tuple[int, ...], *, made: bool = False) -> None:
         """Take over descriptors that are attached to `name`. Raises OSError."""
         self.name = name
         self.fds = fds
+        self.made = made
         self._option = option
         self._features = int(NO_OFFLOADS)
         self.mac = _hardware_address(fds[0], name)
@@ -298,6 +300,14 @@ def _is_attached(fd: int) -> bool:
     return True
 
 
+def _exists(name: str) -> bool:
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        return False
+    return True
+
+
 def _passed(fd: int, option: str) -> str:
     """Check a descriptor that somebody else opened, and make it ours. Returns its name. Raises KpollError."""
     try:
@@ -341,8 +351,10 @@ def open_tap(backend: TapBackend | TapFdBackend, *, pairs: int, mac: bytes) -> I
 
     """
     option = f"--backend {backend}"
+    made = False
     with contextlib.ExitStack() as opened:
         if isinstance(backend, TapBackend):
+            made = not _exists(backend.name)
             fds: list[int] = []
             for _ in range(pairs):
                 fds.append(_open_tun(option))
@@ -354,7 +366,7 @@ def open_tap(backend: TapBackend | TapFdBackend, *, pairs: int, mac: bytes) -> I
             name = _passed(backend.fd, option)
             opened.callback(os.close, backend.fd)
         try:
-            tap = Tap(option, name, tuple(fds))
+            tap = Tap(option, name, tuple(fds), made=made)
         except OSError as error:
             raise KpollError(f"{option}: {name} can't be set up: {os_reason(error)}") from error
         _check_mac(tap, mac, option)

@@ -15,7 +15,9 @@ from kpoll.vhost.features import ProtocolFeature, VirtioFeature, without
 from kpoll.vhost.frontend import Frontend, FrontendError
 from kpoll.vhost.messages import Request
 from kpoll.vhost.payloads import U64
+from tests import taps
 from tests.cli.harness import PROTOCOL, Daemon, refused, scraped
+from tests.netns import in_own_network
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -159,6 +161,18 @@ def test_frames_cross_a_udp_path_one_datagram_each(tmp_path: Path, host: str) ->
                 peer.sendto(FRAME[::-1], (host, ours))
                 assert card.receive() == FRAME[::-1]
             assert daemon.stop() == 0
+
+
+@in_own_network
+def test_a_tap_that_was_not_there_is_made_with_a_warning_and_one_that_was_without(tmp_path: Path) -> None:
+    taps.make("vm1")
+    for name, warned in (("vm1", []), ("mv1", ["mv1"])):
+        with Daemon("net", "--backend", f"tap:{name}", "--socket-path", tmp_path / "s") as daemon:
+            daemon.logged("listening")
+            assert daemon.stop() == 0
+        made = [line for line in daemon.log if line["event"] == "tap_made"]
+        assert [line["interface"] for line in made] == warned
+        assert all(line["level"] == "warning" for line in made)
 
 
 def test_an_mtu_within_the_cards_is_agreed_to(tmp_path: Path) -> None:
