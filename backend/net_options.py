@@ -215,8 +215,10 @@ def _parse_number(text: str, largest: int, option: str, key: str) -> int:
 
 
 def _parse_ip(text: str, option: str) -> type_ip:
+    """Parse an address, of IPv6 also in brackets, as udp: has it. Raises UsageError."""
+    in_brackets = re.fullmatch(r"\[([^\[\]]*)\]", text)
     try:
-        return ipaddress.ip_address(text)
+        return ipaddress.ip_address(text) if in_brackets is None else ipaddress.IPv6Address(in_brackets[1])
     except ValueError:
         raise UsageError(f"{option} is no IP address; names are not looked up") from None
 

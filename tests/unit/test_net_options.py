@@ -131,6 +131,8 @@ def test_a_backend_is_what_it_says_and_says_what_it_is(text: str, backend: objec
         ("vxlan:vni=1,local=192.0.2.1,remote=192.0.2.2,port=65536", "port is a number up to 65535"),
         ("vxlan:vni=1,local=192.0.2.1,remote=192.0.2.2,port=0", "port 0 is nobody's"),
         ("vxlan:vni=1,local=host.example,remote=192.0.2.2", "local=host.example is no IP address"),
+        ("vxlan:vni=1,local=[192.0.2.1],remote=192.0.2.2", "local=[192.0.2.1] is no IP address"),
+        ("vxlan:vni=1,local=[fd00::1,remote=fd00::2", "local=[fd00::1 is no IP address"),
         ("vxlan:vni=1,local=192.0.2.1,remote=2001:db8::2", "two of a kind"),
         ("vxlan:vni=1,local=192.0.2.1,remote=239.1.1.1", "unicast"),
         ("vxlan:vni=1,local=2001:db8::1,remote=ff05::1", "unicast"),
@@ -147,6 +149,11 @@ def test_any_other_backend_is_a_usage_error(text: str, says: str) -> None:
         parse_backend(text)
     assert f"--backend {text}" in str(refused.value)
     assert says in str(refused.value)
+
+
+def test_an_ipv6_address_of_a_vxlan_may_be_in_brackets() -> None:
+    backend = parse_backend("vxlan:vni=7,local=[fe80::1%eth0],remote=2001:db8::2")
+    assert str(backend) == "vxlan:vni=7,local=fe80::1%eth0,remote=2001:db8::2"
 
 
 def test_the_words_of_a_vxlan_come_in_any_order() -> None:
