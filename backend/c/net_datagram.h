@@ -19,7 +19,7 @@
 
 #define TX_MESSAGES 64u
 #define TX_IOVS 2048u
-#define TX_HEADERS 65536u /* bytes of headers that net_soft.c writes, and of small datagrams */
+#define TX_HEADERS 65536u /* bytes of headers that net_soft.c writes, and of datagrams that are copied */
 
 /* Frames of one size in a message; the last may be shorter. */
 struct tx_message {

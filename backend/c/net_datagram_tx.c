@@ -8,8 +8,9 @@
  * again as late as it can (UDP_SEGMENT, udp(7)): its whole way down is gone once, not once per frame. A shorter frame may end a
  * message, a longer one begins the next. A batch's messages leave in one sendmmsg(2).
  *
- * A frame stays where it is, and the kernel copies it from there. Small ones are copied here, end to end, so that a message's
- * are one iovec: of what a small frame costs the kernel, finding the next iovec is the larger part.
+ * Frames of a usual size are copied, end to end, so that a message's are one iovec: from many the kernel copies each with a
+ * call of its own, and waits each time for memory that another CPU wrote. It costs less to copy twice (docs/benchmarks.md).
+ * Larger frames, and the payload of segments, stay where they are, and the kernel copies them from there.
  *
  * The kernel refuses a message whose datagrams don't fit the path's MTU, where single ones are fragmented. Its datagrams then
  * leave one by one, and the size is remembered as one that doesn't go: for a minute, since paths change.
@@ -28,7 +29,7 @@
 #define PIECES_MAX 64u     /* UDP_MAX_SEGMENTS, as it first was */
 #define MESSAGE_MAX 65507u /* UDP over IPv4 carries no more */
 #define MESSAGE_IOVS 1024u /* UIO_MAXIOV */
-#define SMALL 256u         /* bytes of a datagram that is copied */
+#define COPIED 2048u       /* most bytes of a datagram that is copied */
 #define AGAIN_NS 60000000000ull
 #define FLAGS (MSG_DONTWAIT | MSG_NOSIGNAL)
 
@@ -220,7 +221,7 @@ static void append(struct net_datagram *dg, unsigned frame, unsigned iovs, uint3
 }
 
 /* A frame as it is, copied behind the one before it. Return: as of flush() */
-static int add_small(struct net_datagram *dg, struct net_frame *frames, unsigned i)
+static int add_copied(struct net_datagram *dg, struct net_frame *frames, unsigned i)
 {
 	const struct net_frame *f = &frames[i];
 	uint32_t len = dg->encap_len + f->len;
@@ -304,8 +305,8 @@ void net_datagram_tx(struct net_port *port, struct net_frame *frames, unsigned n
 			rc = full;
 		else if (net_soft_needed(&frames[i]))
 			rc = add_segments(dg, frames, i);
-		else if (dg->encap_len + frames[i].len <= SMALL)
-			rc = add_small(dg, frames, i);
+		else if (dg->encap_len + frames[i].len <= COPIED)
+			rc = add_copied(dg, frames, i);
 		else
 			rc = add_whole(dg, frames, i);
 		if (rc < 0)

@@ -322,7 +322,7 @@ static void try_beyond_mtu(int mtu, uint32_t big, uint32_t small)
 
 static void frames_beyond_the_mtu_leave_one_by_one_and_smaller_ones_together(void)
 {
-	try_beyond_mtu(1500, 2000, 1400);
+	try_beyond_mtu(1500, 3000, 1400);
 	stop();
 	set_mtu(65536);
 }
@@ -338,14 +338,14 @@ static void after_a_minute_it_is_tried_again_what_fits_the_path(void)
 {
 	uint32_t size;
 
-	try_beyond_mtu(1500, 2000, 1400);
+	try_beyond_mtu(1500, 3000, 1400);
 	set_mtu(65536);
 	CHECK(net_datagram_of(c.port)->again_ns > now_ns());
 	net_datagram_of(c.port)->again_ns = now_ns();
 	for (unsigned i = 0; i < 4; i++)
-		card_send(&c, i, i, 2000);
+		card_send(&c, i, i, 3000);
 	card_settle(&c);
-	CHECK_EQ(peer_receives(&size), 4 * 2000);
+	CHECK_EQ(peer_receives(&size), 4 * 3000);
 	stop();
 }
 
