@@ -281,7 +281,7 @@ def blk_config(**options: Any) -> BlkConfig:
     "--busy-poll-us",
     type=click.IntRange(0, POLL_US_MAX),
     metavar="N",
-    help="Have the kernel poll the network card below udp or vxlan for so long. [default: net.core.busy_read]",
+    help="Have the kernel poll the network card below udp, vxlan or xdp for so long. [default: net.core.busy_read]",
 )
 @_common_options
 def net(**options: Any) -> None:

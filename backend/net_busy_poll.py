@@ -41,8 +41,10 @@ class CardPolling:
     budget: int | None = None
 
 
-def poll_card(config: NetConfig, sock: socket.socket | None, kernel: KernelFacts) -> CardPolling:
+def poll_card(config: NetConfig, sock: socket.socket | None, kernel: KernelFacts) -> CardPolling | None:
     """Have the card under `sock` polled as --busy-poll-us says, before a worker waits for it.
+
+    Returns None where there is no socket, and nobody asked.
 
     Args:
         config: What was asked for.
@@ -52,6 +54,8 @@ def poll_card(config: NetConfig, sock: socket.socket | None, kernel: KernelFacts
     """
     us = config.busy_poll_us
     if sock is None:
+        if us is None:
+            return None
         what = "a tap" if isinstance(config.backend, TapBackend | TapFdBackend) else str(config.backend)
         return CardPolling((f"{what} is no socket, which the kernel could poll for",), bool(us))
     state = set_busy_poll(sock, us, BUDGET)

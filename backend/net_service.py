@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from .net_ports import Ports
 
 
-def _tell(polling: CardPolling, log: FilteringBoundLogger) -> None:
+def _tell(polling: CardPolling | None, log: FilteringBoundLogger) -> None:
     """Say how the network card below is polled."""
+    if polling is None:
+        return
     missing = list(polling.missing)
     if polling.asked and missing:
         log.warning("busy_poll", us=polling.us, prefer=polling.prefer, budget=polling.budget, missing=missing)

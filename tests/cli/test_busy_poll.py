@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tests.cli.harness import PATIENCE_S, Daemon, scraped
 from tests.cli.test_net import FRAME, Card
-from tests.netns import in_own_network
+from tests.netns import in_own_network, set_up
 from tests.veth import FAR, NEAR, NEAR_IF, cable, inside, leave_to_pollers
 
 if TYPE_CHECKING:
@@ -44,8 +44,18 @@ def test_frames_are_found_by_busy_polling_where_the_wire_has_napi(tmp_path: Path
 
 
 def test_a_tap_or_an_echo_cannot_be_polled_and_who_asked_for_it_is_warned(tmp_path: Path) -> None:
-    for options, level in (((), "info"), (("--busy-poll-us", "0"), "info"), (("--busy-poll-us", "50"), "warning")):
-        with Daemon("net", "--backend", "echo", *options, "--socket-path", tmp_path / "s") as daemon:
+    for us, level in (("0", "info"), ("50", "warning")):
+        with Daemon("net", "--backend", "echo", "--busy-poll-us", us, "--socket-path", tmp_path / "s") as daemon:
             told = daemon.logged("busy_poll")
             assert (told["level"], told["us"]) == (level, 0)
             assert "no socket" in told["missing"][0]
+
+
+@in_own_network
+def test_without_being_asked_only_a_socket_says_how_it_is_polled(tmp_path: Path) -> None:
+    set_up("lo")
+    for backend, told in (("echo", 0), (f"udp:127.0.0.1:{PORT},127.0.0.2:{PORT}", 1)):
+        with Daemon("net", "--backend", backend, "--socket-path", tmp_path / "s") as daemon:
+            daemon.logged("listening")
+            assert daemon.stop() == 0
+        assert len([line for line in daemon.log if line["event"] == "busy_poll"]) == told
