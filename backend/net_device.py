@@ -151,16 +151,20 @@ class NetDevice(WorkerDevice):
     async def plug(self, handles: tuple[Any, ...]) -> None:
         """Have the workers go on with other ports; returns when none of them uses the old ones any more.
 
-        Raises OSError, or KpollError when a worker has ended.
+        Raises KpollError when a worker has ended or can't wait for its port; then some have new ones, and some don't.
         """
         for worker, queue, port in zip(self.workers, self.queues[::2], handles, strict=True):
             lib.net_lane_plug(queue.lane, port)
-            await worker.join_lane(queue.lane)
+            try:
+                await worker.join_lane(queue.lane)
+            except OSError as error:
+                reason = f"worker {worker.index} can't take its port: {os_reason(error)}"
+                raise KpollError(f"--backend {self._config.backend}: {reason}") from error
 
     async def unplug(self) -> None:
         """Take the cable out, until `plug`: what the guest sends is refused, and nobody looks at the old ports.
 
-        Raises OSError, or KpollError when a worker has ended.
+        Raises KpollError as `plug` does.
         """
         await self.plug((lib.net_port_none(),) * len(self.workers))
 

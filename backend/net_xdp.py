@@ -75,7 +75,7 @@ class _Socket:
     def __init__(
         self, libraries: XdpLibraries, backend: XdpBackend, queue: int, busy_poll_us: int | None, stack: ExitStack
     ) -> None:
-        """Open it; `stack` closes it. Raises KpollError."""
+        """Open it; `stack` closes it. Raises OSError, KpollError."""
         xdp = libraries.libxdp
         option = f"--backend {backend}"
         area = mmap.mmap(-1, lib.NET_XDP_UMEM, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -164,12 +164,13 @@ class Xdp:
         self._libraries = load_libraries(self._option)
         self._promiscuous = self._packet_socket()
         stack.callback(self._promiscuous.close)
+        self._replaced: list[ExitStack] = []  # queues that a worker may still use
         self.index = self._find()
         self._check_ethernet()
         self.mtu = self._check_mtu(mtu)
         self._program = XdpProgram(self._libraries, self._option)
         stack.callback(self._program.close)
-        self.sockets, self._opened = self._open()
+        self.sockets, self._opened = self._open(self.index)
         stack.callback(self._close)
 
     @property
@@ -184,31 +185,45 @@ class Xdp:
 
     def _close(self) -> None:
         """Close the queues that are open now, not those of the beginning."""
+        self._close_replaced()
         self._opened.close()
+
+    def _close_replaced(self) -> None:
+        while self._replaced:
+            self._replaced.pop().close()
 
     @contextmanager
     def opened_again(self) -> Iterator[tuple[Any, ...]]:
         """Open the queues of an interface that was deleted and is back; gives the new handles.
 
-        The old ones stay until the end of the block, for whoever still uses them. Raises KpollError.
+        The old ones stay until the end of the block, for whoever still uses them; and if it fails, until one succeeds:
+        the next one gives the same new handles, as nobody else can have these queues meanwhile. Raises KpollError.
         """
-        self.index = self._find()
+        index = self._find()
         self._check_ethernet()
         self._check_mtu(self.mtu)
-        sockets, opened = self._open()
-        before, self._opened, self.sockets = self._opened, opened, sockets
+        if not self._replaced or index != self.index:
+            sockets, opened = self._open(index)
+            self._replaced.append(self._opened)
+            self.index, self.sockets, self._opened = index, sockets, opened
         yield self.handles
-        before.close()
+        self._close_replaced()
 
-    def _open(self) -> tuple[list[_Socket], ExitStack]:
-        """Open the queues of the interface that is there now. Raises KpollError."""
+    def _open(self, index: int) -> tuple[list[_Socket], ExitStack]:
+        """Open the queues of the interface that is there now, and has this number. Raises KpollError."""
+        try:
+            return self._open_queues(index)
+        except OSError as error:
+            raise KpollError(f"{self._option}: {self.name} can't be had: {os_reason(error)}") from error
+
+    def _open_queues(self, index: int) -> tuple[list[_Socket], ExitStack]:
         with ExitStack() as opened:
-            self._program.attach(self.name, self.index)
+            self._program.attach(self.name, index)
             sockets = []
             for queue in range(self._backend.queue, self._backend.queue + self._pairs):
                 sockets.append(_Socket(self._libraries, self._backend, queue, self._busy_poll_us, opened))
                 self._program.direct(queue, sockets[-1].fd)
-            self._receive_all()
+            self._receive_all(index)
             return sockets, opened.pop_all()
 
     def _find(self) -> int:
@@ -258,9 +273,9 @@ class Xdp:
             what = PERMISSION if error.errno == errno.EPERM else os_reason(error)
             raise KpollError(f"{self._option}: {what}") from error
 
-    def _receive_all(self) -> None:
+    def _receive_all(self, index: int) -> None:
         try:
-            request = _PACKET_MREQ.pack(self.index, _PACKET_MR_PROMISC, 0)
+            request = _PACKET_MREQ.pack(index, _PACKET_MR_PROMISC, 0)
             self._promiscuous.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, request)
         except OSError as error:
             raise KpollError(f"{self._option}: {self.name} can't be made promiscuous: {os_reason(error)}") from error

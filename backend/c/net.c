@@ -83,13 +83,15 @@ static unsigned lane_poll(struct lane *base)
 static int lane_join(struct lane *base, struct wait_set *ws)
 {
 	struct net_lane *lane = container_of(base, struct net_lane, lane);
+	int rc;
 
 	if (lane->next)
 		lane->port = lane->next;
 	lane->next = NULL;
-	lane->ws = ws;
 	lane->muted = lane->failing = false;
-	return lane->port->fd < 0 ? 0 : wait_set_add_socket(ws, lane->port->fd, base);
+	rc = lane->port->fd < 0 ? 0 : wait_set_add_socket(ws, lane->port->fd, base);
+	lane->ws = rc < 0 ? NULL : ws; /* what isn't waited for can't be muted, which would be tried for ever */
+	return rc;
 }
 
 static int64_t lane_sleep_timeout_ns(struct lane *base)

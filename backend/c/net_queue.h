@@ -38,7 +38,7 @@ struct net_lane {
 	struct lane lane;
 	struct net_port *port;
 	struct net_port *next; /* the port to be, or NULL; Python's until the worker joins the lane anew */
-	struct wait_set *ws;   /* where the port's descriptor is waited for; NULL before join() */
+	struct wait_set *ws;   /* where the port's descriptor is waited for; NULL: it isn't */
 	bool muted;            /* it is not waited for at present */
 	bool failing;          /* the port could not receive when it was last asked */
 	uint8_t *spill;        /* NET_BATCH times NET_ROOM, in untouched pages until first used */

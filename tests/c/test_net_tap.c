@@ -333,6 +333,23 @@ static void while_the_cable_is_out_frames_are_refused_and_nobody_looks_at_the_ta
 	stop();
 }
 
+static void a_port_that_cannot_be_waited_for_keeps_nobody_busy(void)
+{
+	struct lane *lane;
+	struct wait_set ws;
+
+	start(0, 0);
+	lane = net_lane_base(c.lane);
+	CHECK_EQ(wait_set_init(&ws, WAIT_OFF, 0), 0);
+	close(ws.epoll_fd);
+	CHECK_EQ(lane->ops->join(lane, &ws), -EBADF);
+	CHECK_EQ(card_turn(&c), 0);
+	CHECK_EQ(card_turn(&c), 0);
+	ws.epoll_fd = -1;
+	wait_set_fini(&ws);
+	stop();
+}
+
 static void what_is_no_tap_with_headers_is_refused(void)
 {
 	struct ifreq plain = { .ifr_flags = IFF_TAP | IFF_NO_PI };
@@ -363,6 +380,7 @@ int main(void)
 	RUN(without_buffers_frames_wait_in_the_tap);
 	RUN(a_tap_whose_interface_is_gone_is_asked_again_now_and_then);
 	RUN(while_the_cable_is_out_frames_are_refused_and_nobody_looks_at_the_tap);
+	RUN(a_port_that_cannot_be_waited_for_keeps_nobody_busy);
 	RUN(what_is_no_tap_with_headers_is_refused);
 	return 0;
 }
