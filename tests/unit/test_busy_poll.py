@@ -26,11 +26,12 @@ def missing(backend: str, us: int | None, strategy: type_poll, kernel: KernelFac
     config = NetConfig(
         socket=SocketConfig(path="s"), poll=poll, backend=parse_backend(backend), mac=bytes(6), busy_poll_us=us
     )
-    if local is None:
-        return list(poll_card(config, None, kernel).missing)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind((local, 0))
-        return list(poll_card(config, sock, kernel).missing)
+        if local is not None:
+            sock.bind((local, 0))
+        told = poll_card(config, None if local is None else sock, kernel)
+    assert told is not None
+    return list(told.missing)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="raising SO_BUSY_POLL takes root")
