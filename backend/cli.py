@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from functools import partial
 from importlib.metadata import version
@@ -55,6 +56,11 @@ class _BackendCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, ["--print-capabilities"] if "--print-capabilities" in args else args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it, from now on with SIGHUP blocked: it ends no daemon, also not one that doesn't listen for it yet."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        return super().invoke(ctx)
 
 
 class _Kpoll(click.Group):

@@ -18,7 +18,7 @@ from kpoll.vhost.features import VirtioFeature
 from kpoll.vhost.frontend import Frontend, FrontendError
 from kpoll.vhost.messages import BackendRequest, Request
 from kpoll.vhost.payloads import U64
-from tests.cli.harness import FLUSH, IN, OUT, SECTOR, Daemon, Guest
+from tests.cli.harness import FLUSH, IN, KPOLL, OUT, SECTOR, Daemon, Guest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -184,6 +184,15 @@ def test_a_signal_that_comes_before_anybody_listens_for_it_is_not_lost(sock: Pat
         daemon.logged("started")
         assert daemon.stop() == 0
     assert not sock.exists()
+
+
+def test_a_hangup_while_the_disk_is_being_opened_does_not_end_it(sock: Path, image: Path, tmp_path: Path) -> None:
+    hangup = ("-e", "trace=openat", "-e", "inject=openat:signal=HUP:when=1")
+    strace = ("strace", "-D", "-f", "-P", image, *hangup, "-o", tmp_path / "trace", KPOLL)
+    with Daemon("blk", "--socket-path", sock, "--blk-file", image, program=strace) as daemon:
+        daemon.logged("listening")
+        assert "SigPnd:\t0000000000000001\n" in Path(f"/proc/{daemon.pid}/status").read_text(), "nobody hung up"
+        assert daemon.stop() == 0
 
 
 def test_it_does_not_remove_a_socket_that_took_its_place(sock: Path, image: Path) -> None:
