@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 MTU_MAX: Final = 3400
 """A chunk without the kernel's headroom (XDP_PACKET_HEADROOM), Ethernet's header, and a driver's tail."""
 
+_HEADERS: Final = 18
+"""Bytes of a frame beyond the MTU: Ethernet's header and one VLAN tag, as much as Linux lets through a bridge."""
+
 KEPT: Final = Kept(frozenset({CAP_NET_RAW, CAP_IPC_LOCK}), xdp=True)
 """What the sandbox has to leave, so that the interface can be had again after it was deleted.
 
@@ -73,9 +76,15 @@ class _Socket:
     """
 
     def __init__(
-        self, libraries: XdpLibraries, backend: XdpBackend, queue: int, busy_poll_us: int | None, stack: ExitStack
+        self,
+        libraries: XdpLibraries,
+        backend: XdpBackend,
+        queue: int,
+        mtu: int,
+        busy_poll_us: int | None,
+        stack: ExitStack,
     ) -> None:
-        """Open it; `stack` closes it. Raises OSError, KpollError."""
+        """Open it, to send nothing that `mtu` is too small for; `stack` closes it. Raises OSError, KpollError."""
         xdp = libraries.libxdp
         option = f"--backend {backend}"
         area = mmap.mmap(-1, lib.NET_XDP_UMEM, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -118,6 +127,7 @@ class _Socket:
         out = core.new("struct net_port **")
         with_ = core.new("struct net_xdp *", {"fd": self.fd, "umem": _address(pinned)})
         with_.busy_poll = polled.us > 0
+        with_.frame_max = mtu + _HEADERS
         for name, ring in rings.items():
             part = getattr(with_, name)
             part.producer, part.consumer, part.flags = (
@@ -221,7 +231,7 @@ class Xdp:
             self._program.attach(self.name, index)
             sockets = []
             for queue in range(self._backend.queue, self._backend.queue + self._pairs):
-                sockets.append(_Socket(self._libraries, self._backend, queue, self._busy_poll_us, opened))
+                sockets.append(_Socket(self._libraries, self._backend, queue, self.mtu, self._busy_poll_us, opened))
                 self._program.direct(queue, sockets[-1].fd)
             self._receive_all(index)
             return sockets, opened.pop_all()

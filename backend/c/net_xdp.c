@@ -15,12 +15,16 @@
  *
  * What the kernel puts into a ring is believed, as all that it says (ARCHITECTURE.md): no guest can write there.
  *
+ * In zero-copy mode nothing is between us and the card: what Linux does for a frame before a driver has it is ours to do. It
+ * is as long as the wire wants it, and no longer than the interface's MTU allows: a card may send, or choke on, anything else.
+ *
  * A ring's kernel side may sleep, and says so in the ring's flags (XDP_RING_NEED_WAKEUP); else no system call is needed. In
  * copy mode it always sleeps, and sends at most 32 frames a call.
  */
 #include "net_xdp.h"
 
 #include <errno.h>
+#include <linux/if_ether.h>
 #include <linux/if_xdp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -94,11 +98,20 @@ static int wake(struct xdp_port *xdp)
 	return xdp->down;
 }
 
-/* Put @len bytes into the tx ring: @head of them are in the chunk already, the others in @iov. */
+/*
+ * Put @len bytes into the tx ring: @head of them are in the chunk already, the others in @iov. What fills a short frame up
+ * is written, as the chunk holds what it was used for last, which may be a frame of another guest.
+ */
 static void put(struct xdp_port *xdp, uint64_t chunk, const struct iovec *iov, unsigned iovcnt, uint32_t head,
 		uint32_t len)
 {
-	net_iov_read(iov, iovcnt, xdp->xdp.umem + chunk + head, len - head);
+	uint8_t *frame = xdp->xdp.umem + chunk;
+
+	net_iov_read(iov, iovcnt, frame + head, len - head);
+	if (len < ETH_ZLEN) {
+		memset(frame + len, 0, ETH_ZLEN - len);
+		len = ETH_ZLEN;
+	}
 	*descriptor(&xdp->xdp.tx, xdp->tx_at++) = (struct xdp_desc){ .addr = chunk, .len = len };
 }
 
@@ -109,7 +122,7 @@ static int put_segments(struct xdp_port *xdp, const struct net_frame *frame)
 
 	if (rc < 0)
 		return rc;
-	if (net_soft_len(&soft) > NET_XDP_CHUNK)
+	if (net_soft_len(&soft) > xdp->xdp.frame_max)
 		return -EMSGSIZE;
 	if (soft.segments > xdp->free_count)
 		return -EAGAIN;
@@ -127,7 +140,7 @@ static int put_frame(struct xdp_port *xdp, const struct net_frame *frame)
 {
 	if (net_soft_needed(frame))
 		return put_segments(xdp, frame);
-	if (unlikely(frame->len > NET_XDP_CHUNK))
+	if (unlikely(frame->len > xdp->xdp.frame_max))
 		return -EMSGSIZE;
 	if (unlikely(xdp->free_count == 0))
 		return -EAGAIN;

@@ -11,7 +11,7 @@
 #include "net_port.h"
 
 #define NET_XDP_RING 2048u  /* entries of each ring, and chunks for each direction */
-#define NET_XDP_CHUNK 4096u /* the largest frame to send; received ones have less, as the kernel keeps a headroom */
+#define NET_XDP_CHUNK 4096u /* bytes; a received frame has less, as the kernel keeps a headroom */
 #define NET_XDP_UMEM (2u * NET_XDP_RING * NET_XDP_CHUNK) /* bytes */
 
 struct net_xdp_ring {
@@ -21,9 +21,10 @@ struct net_xdp_ring {
 
 struct net_xdp {
 	int fd;
-	bool busy_poll;             /* the card's interrupts are off for as long as we ask for frames ourselves */
-	uint8_t *umem;              /* NET_XDP_UMEM bytes */
-	struct net_xdp_ring rx, tx; /* of struct xdp_desc */
+	bool busy_poll;     /* the card's interrupts are off for as long as we ask for frames ourselves */
+	uint32_t frame_max; /* most bytes of a frame to send: what the interface is made for; at most NET_XDP_CHUNK */
+	uint8_t *umem;      /* NET_XDP_UMEM bytes */
+	struct net_xdp_ring rx, tx;           /* of struct xdp_desc */
 	struct net_xdp_ring fill, completion; /* of offsets in the umem */
 };
 

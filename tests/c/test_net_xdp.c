@@ -2,11 +2,12 @@
 /*
  * test_net_xdp.c - a network card on AF_XDP's rings in plain memory, with this test in the kernel's place
  *
- * It checks what the kernel would be given: chunks whole and aligned, each lent once at a time, and frames in order. What it
- * gives is right: the kernel's rings are on our side of the trust boundary (ARCHITECTURE.md). The umem is one allocation, so
- * that a byte beyond it is seen.
+ * It checks what the kernel would be given: chunks whole and aligned, each lent once at a time, and frames in order, none of
+ * them shorter or longer than a wire's may be. What it gives is right: the kernel's rings are on our side of the trust boundary
+ * (ARCHITECTURE.md). The umem is one allocation, so that a byte beyond it is seen.
  */
 #include <errno.h>
+#include <linux/if_ether.h>
 #include <linux/if_xdp.h>
 #include <sys/socket.h>
 
@@ -17,6 +18,7 @@
 #define F(name) (1ull << VIRTIO_NET_F_##name)
 #define HEADROOM 256u /* XDP_PACKET_HEADROOM: where the kernel puts a frame in its chunk */
 #define LONGEST (NET_XDP_CHUNK - HEADROOM)
+#define FRAME_MAX 1518u /* what the interface takes: an MTU of 1500, Ethernet's header and a VLAN tag */
 #define ROOM (NET_HDR_LEN + NET_XDP_CHUNK)
 #define ROUNDS (3 * NET_XDP_RING / NET_BATCH) /* each chunk is used several times, and each ring goes round */
 
@@ -51,7 +53,8 @@ static void start(uint64_t features, bool has_socket)
 
 	if (has_socket)
 		CHECK_EQ(socketpair(AF_UNIX, SOCK_DGRAM, 0, pair), 0);
-	with = (struct net_xdp){ .fd = pair[0], .umem = malloc(NET_XDP_UMEM) };
+	with = (struct net_xdp){ .fd = pair[0], .frame_max = FRAME_MAX, .umem = malloc(NET_XDP_UMEM) };
+	memset(with.umem, UNWRITTEN, NET_XDP_UMEM);
 	wakeups = pair[1];
 	make_ring(&with.rx, sizeof(struct xdp_desc));
 	make_ring(&with.tx, sizeof(struct xdp_desc));
@@ -115,7 +118,7 @@ static const uint8_t *kernel_takes(uint32_t *len)
 		return NULL;
 	desc = ((struct xdp_desc *)with.tx.entries)[at % NET_XDP_RING];
 	chunk = chunk_of(desc.addr, true);
-	CHECK(!sending[chunk] && desc.len <= NET_XDP_CHUNK && desc.options == 0);
+	CHECK(!sending[chunk] && desc.len >= ETH_ZLEN && desc.len <= FRAME_MAX && desc.options == 0);
 	sending[chunk] = true;
 	sent[sent_at++ % NET_XDP_RING] = desc.addr;
 	*with.tx.consumer = at + 1;
@@ -123,14 +126,17 @@ static const uint8_t *kernel_takes(uint32_t *len)
 	return with.umem + desc.addr;
 }
 
+/* The next frame is @number, of @expected bytes; behind a short one there are zeros. */
 static void kernel_sends(unsigned number, uint32_t expected)
 {
 	uint32_t len = 0;
 	const uint8_t *frame = kernel_takes(&len);
 
 	CHECK(frame != NULL);
-	CHECK_EQ(len, expected);
-	CHECK(card_is_frame(frame, number, len));
+	CHECK_EQ(len, expected < ETH_ZLEN ? ETH_ZLEN : expected);
+	CHECK(card_is_frame(frame, number, expected));
+	for (uint32_t i = expected; i < len; i++)
+		CHECK_EQ(frame[i], 0);
 }
 
 /* The kernel gives back the chunks of what it has sent. */
@@ -210,10 +216,10 @@ static void frames_leave_whole_and_in_order_and_their_chunks_are_used_again(void
 	start(0, false);
 	for (unsigned round = 0; round < ROUNDS; round++) {
 		for (unsigned i = 0; i < NET_BATCH; i++)
-			card_send(&c, i, round + i, len_of(i, NET_XDP_CHUNK));
+			card_send(&c, i, round + i, len_of(i, FRAME_MAX));
 		card_settle(&c);
 		for (unsigned i = 0; i < NET_BATCH; i++)
-			kernel_sends(round + i, len_of(i, NET_XDP_CHUNK));
+			kernel_sends(round + i, len_of(i, FRAME_MAX));
 		kernel_completes();
 		CHECK_EQ(card_sent(&c), NET_BATCH);
 	}
@@ -221,14 +227,38 @@ static void frames_leave_whole_and_in_order_and_their_chunks_are_used_again(void
 	stop();
 }
 
-static void a_frame_longer_than_a_chunk_is_refused(void)
+static void a_frame_longer_than_the_interface_takes_is_refused(void)
 {
 	start(0, false);
-	card_send(&c, 0, 1, NET_XDP_CHUNK + 1);
-	card_send(&c, 1, 2, 60);
+	card_send(&c, 0, 1, FRAME_MAX + 1);
+	card_send(&c, 1, 2, NET_XDP_CHUNK + 1);
+	card_send(&c, 2, 3, FRAME_MAX);
 	card_settle(&c);
-	CHECK_EQ(card_drops(&c, NET_TX, NET_DROP_REFUSED), 1);
-	kernel_sends(2, 60);
+	CHECK_EQ(card_drops(&c, NET_TX, NET_DROP_REFUSED), 2);
+	kernel_sends(3, FRAME_MAX);
+	CHECK_EQ(*with.tx.consumer, *with.tx.producer);
+	CHECK_EQ(card_all_drops(&c), 2);
+	stop();
+}
+
+/* What was in the chunk before may be another guest's. */
+static void a_short_frame_is_filled_up_with_zeros_and_not_with_an_earlier_frame(void)
+{
+	start(0, false);
+	for (unsigned i = 0; i < NET_XDP_RING; i++) { /* all of them: whichever is taken next has held one */
+		card_send(&c, i % 64, i, FRAME_MAX);
+		card_settle(&c);
+		CHECK_EQ(card_sent(&c), 1);
+		kernel_sends(i, FRAME_MAX);
+	}
+	kernel_completes();
+	for (uint32_t len = NET_FRAME_MIN; len <= ETH_ZLEN; len++)
+		card_send(&c, len, len, len);
+	card_settle(&c);
+	for (uint32_t len = NET_FRAME_MIN; len <= ETH_ZLEN; len++)
+		kernel_sends(len, len);
+	CHECK_EQ(*with.tx.consumer, *with.tx.producer);
+	CHECK_EQ(card_all_drops(&c), 0);
 	stop();
 }
 
@@ -292,14 +322,43 @@ static void segments_have_a_chunk_each_or_the_frame_is_lost(void)
 	stop();
 }
 
-static void a_segment_longer_than_a_chunk_is_refused(void)
+static void a_segment_longer_than_the_interface_takes_is_refused(void)
 {
 	p = (struct packet){ .udp = true, .payload = 10000, .gso_size = NET_XDP_CHUNK };
 	packet_build();
 	start(F(CSUM) | F(HOST_USO), false);
 	add_packet(0);
-	CHECK_EQ(card_drops(&c, NET_TX, NET_DROP_REFUSED), 1);
+	p.gso_size = (uint16_t)(FRAME_MAX - p.headers + 1);
+	packet_build();
+	add_packet(1);
+	CHECK_EQ(card_drops(&c, NET_TX, NET_DROP_REFUSED), 2);
 	CHECK_EQ(*with.tx.producer, 0);
+	p.gso_size--;
+	packet_build();
+	add_packet(2);
+	CHECK(*with.tx.producer > 0);
+	CHECK_EQ(card_all_drops(&c), 2);
+	stop();
+}
+
+/* A last segment may have but one byte. */
+static void a_short_segment_is_filled_up_with_zeros(void)
+{
+	uint32_t len = 0;
+	const uint8_t *frame;
+
+	p = (struct packet){ .udp = true, .payload = 1001, .gso_size = 1000 };
+	packet_build();
+	start(F(CSUM) | F(HOST_USO), false);
+	add_packet(0);
+	CHECK(kernel_takes(&len) != NULL);
+	frame = kernel_takes(&len);
+	CHECK(frame != NULL);
+	CHECK_EQ(len, ETH_ZLEN);
+	packet_check_segment(frame, p.headers + 1, 1, true);
+	for (uint32_t i = p.headers + 1; i < len; i++)
+		CHECK_EQ(frame[i], 0);
+	CHECK_EQ(card_all_drops(&c), 0);
 	stop();
 }
 
@@ -353,10 +412,12 @@ int main(void)
 	RUN(frames_arrive_whole_and_in_order_and_their_chunks_are_lent_again);
 	RUN(frames_wait_in_their_chunks_for_a_guest_without_buffers);
 	RUN(frames_leave_whole_and_in_order_and_their_chunks_are_used_again);
-	RUN(a_frame_longer_than_a_chunk_is_refused);
+	RUN(a_frame_longer_than_the_interface_takes_is_refused);
+	RUN(a_short_frame_is_filled_up_with_zeros_and_not_with_an_earlier_frame);
 	RUN(what_finds_no_chunk_is_lost_until_the_kernel_has_sent_some);
 	RUN(segments_have_a_chunk_each_or_the_frame_is_lost);
-	RUN(a_segment_longer_than_a_chunk_is_refused);
+	RUN(a_segment_longer_than_the_interface_takes_is_refused);
+	RUN(a_short_segment_is_filled_up_with_zeros);
 	RUN(the_kernel_is_woken_only_where_it_says_that_it_sleeps);
 	RUN(while_the_kernel_cannot_send_frames_are_refused_and_do_not_come_out_later);
 	return 0;

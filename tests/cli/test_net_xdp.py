@@ -168,13 +168,13 @@ def test_frames_wait_for_a_guest_that_has_no_buffers(tmp_path: Path) -> None:
 
 
 @in_own_network
-def test_a_frame_that_no_chunk_holds_is_refused_and_counted(tmp_path: Path) -> None:
+def test_a_frame_that_the_mtu_is_too_small_for_is_refused_and_counted(tmp_path: Path) -> None:
     make_cable()
     with serve(tmp_path) as daemon:
         daemon.logged("listening")
         with Card(tmp_path / "s") as card:
-            card.send(FRAME.ljust(4097, b"."))
-            card.send(FRAME)
+            card.send(FRAME.ljust(14 + 4 + 1500 + 1, b"."))
+            card.send(FRAME.ljust(14 + 4 + 1500, b"."))
         assert scraped(tmp_path / "m", "kpoll_net_drops_total", direction="tx", reason="refused") == 1
         assert scraped(tmp_path / "m", "kpoll_net_packets_total", direction="tx") == 1
         assert daemon.stop() == 0
