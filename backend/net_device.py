@@ -12,6 +12,7 @@ from kpoll.vhost.features import ProtocolFeature, VirtioFeature
 
 from .errors import KpollError, os_reason
 from .net_config import MTU_MAX, MTU_MIN, NetFeature, NetStatus, config_space, device_features, usable_offloads
+from .net_errors import PortErrors
 from .net_options import mac_text
 from .net_queue import NetQueue
 from .net_rarp import rarp_frame, send_twice
@@ -40,6 +41,7 @@ class NetDevice(WorkerDevice):
 
     Attributes:
         ports: What is behind it.
+        errors: Why that drops frames.
         link_up: Whether the guest is told that its cable is in.
         mtu: What the guest is told, in bytes; None: nothing.
 
@@ -57,6 +59,7 @@ class NetDevice(WorkerDevice):
     ) -> None:
         """Put the parts together; queues 2n and 2n + 1 already belong to worker n."""
         self.ports = ports
+        self.errors = PortErrors(ports.handles, log)
         self.queues = queues
         self.workers = workers
         self.num_queues = len(queues)
@@ -110,6 +113,12 @@ class NetDevice(WorkerDevice):
             raise DeviceError("a legacy driver without VIRTIO_NET_F_MRG_RXBUF: its headers of 10 bytes aren't served")
         await super().start_vring(vring)
 
+    async def stop_vring(self, index: int) -> int:
+        """As of every device; nothing of a guest that has left is untold."""
+        base = await super().stop_vring(index)
+        self.errors.tell()
+        return base
+
     def set_running(self, running: frozenset[int]) -> None:
         """Have nothing dealt to a pair whose rx vring doesn't run."""
         self._running = running
@@ -153,13 +162,14 @@ class NetDevice(WorkerDevice):
 
         Raises KpollError when a worker has ended or can't wait for its port; then some have new ones, and some don't.
         """
-        for worker, queue, port in zip(self.workers, self.queues[::2], handles, strict=True):
+        for pair, (worker, queue, port) in enumerate(zip(self.workers, self.queues[::2], handles, strict=True)):
             lib.net_lane_plug(queue.lane, port)
             try:
                 await worker.join_lane(queue.lane)
             except OSError as error:
                 reason = f"worker {worker.index} can't take its port: {os_reason(error)}"
                 raise KpollError(f"--backend {self._config.backend}: {reason}") from error
+            self.errors.plugged(pair, port)
 
     async def unplug(self) -> None:
         """Take the cable out, until `plug`: what the guest sends is refused, and nobody looks at the old ports.
@@ -170,6 +180,7 @@ class NetDevice(WorkerDevice):
 
     async def set_link(self, *, up: bool) -> None:
         """Tell the guest that its cable was put in or taken out."""
+        self.errors.tell()
         if up != self.link_up:
             self.link_up = up
             await self.config_changed()

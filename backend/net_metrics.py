@@ -30,7 +30,8 @@ class NetCollector(DeviceCollector):
         self._card = device
 
     def own_metrics(self) -> Iterator[Metric]:
-        """Yield the families of frames, and of the network card below."""
+        """Yield the families of frames, and of the network card below; the log says why frames were dropped."""
+        self._card.errors.tell()
         yield from self._frames()
         sock = self._card.ports.sock
         if sock is not None:

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* net_port.c - what ports share: copying to and from the pieces of a frame, and their end */
+/* net_port.c - what ports share: copying to and from the pieces of a frame, telling of errors, and their end */
 #include "net_port.h"
 
 #include <string.h>
@@ -28,6 +28,11 @@ size_t net_iov_read_pieces(const struct iovec *iov, unsigned count, void *to, si
 		done += n;
 	}
 	return done;
+}
+
+uint32_t net_port_take_error(struct net_port *port)
+{
+	return exchange_relaxed(&port->error, 0);
 }
 
 void net_port_destroy(struct net_port *port)

@@ -63,7 +63,7 @@ struct net_port {
 	unsigned rx_batch; /* frames that one rx() can take */
 	bool unsent;       /* frames wait for another tx(), be it of none, in a while */
 	bool lends;        /* see rx() */
-	uint32_t error;    /* atomic: the errno that sending or receiving met last, for the log; 0 none yet */
+	uint32_t error;    /* atomic: the errno that sending or receiving met last; 0 none since it was last taken */
 };
 
 /* net_port_none() - No cable: what is sent is refused. The same one for everybody, who need not free it */
@@ -84,6 +84,8 @@ int net_port_udp(struct net_port **out, int fd);
  * Return: as net_port_udp(); -EINVAL for a VNI beyond 24 bits
  */
 int net_port_vxlan(struct net_port **out, int fd, uint32_t vni, int peer_fd);
+/* net_port_take_error() - What error is, and then is 0; in any thread. For the log */
+uint32_t net_port_take_error(struct net_port *port);
 /* net_port_destroy() - Free the port; its descriptor is who opened it's to close */
 void net_port_destroy(struct net_port *port);
 

@@ -40,6 +40,7 @@ static inline void copy_once(void *dst, const void *src, size_t len)
 /* Counters that one thread writes and another only reads for display need no order, only no tearing. */
 #define load_relaxed(p) __atomic_load_n((p), __ATOMIC_RELAXED)
 #define store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+#define exchange_relaxed(p, v) __atomic_exchange_n((p), (v), __ATOMIC_RELAXED)
 #define count_add(p, n) store_relaxed((p), load_relaxed(p) + (n))
 
 /* Full barrier: the only one that orders an earlier store before a later load (virtio 1.2 §2.7.13.4.1's "memory barrier"). */

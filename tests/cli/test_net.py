@@ -16,7 +16,7 @@ from kpoll.vhost.frontend import Frontend, FrontendError
 from kpoll.vhost.messages import Request
 from kpoll.vhost.payloads import U64
 from tests import taps
-from tests.cli.harness import PROTOCOL, Daemon, refused, scraped
+from tests.cli.harness import PROTOCOL, Daemon, refused, scrape, scraped
 from tests.netns import in_own_network
 
 if TYPE_CHECKING:
@@ -77,6 +77,17 @@ class Card:
         frame = self.memory.mmap[at + HEADER : at + used.len]
         self.give_back(used.token)
         return frame
+
+
+def dead_udp_path() -> str:
+    """Give a --backend at whose other end nobody listens."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as theirs,
+    ):
+        for sock in (ours, theirs):
+            sock.bind(("127.0.0.1", 0))
+        return f"udp:127.0.0.1:{ours.getsockname()[1]},127.0.0.1:{theirs.getsockname()[1]}"
 
 
 def test_what_an_echo_is_sent_comes_back_and_is_counted(tmp_path: Path) -> None:
@@ -173,6 +184,33 @@ def test_a_tap_that_was_not_there_is_made_with_a_warning_and_one_that_was_withou
         made = [line for line in daemon.log if line["event"] == "tap_made"]
         assert [line["interface"] for line in made] == warned
         assert all(line["level"] == "warning" for line in made)
+
+
+def test_why_frames_are_refused_is_in_the_log_once(tmp_path: Path) -> None:
+    """The drops of a path whose other end is dead are seen in metrics; the kernel's reason is told at the scrape."""
+    sock, metrics = tmp_path / "s", tmp_path / "m"
+    with Daemon("net", "--backend", dead_udp_path(), "--socket-path", sock, "--metrics-socket", metrics) as daemon:
+        daemon.logged("listening")
+        with Card(sock) as card:
+            for scrapes in range(3):
+                for _ in range(2):  # the first one provokes an answer, which the second one gets at the latest
+                    card.send(FRAME)
+                scrape(metrics)
+                if scrapes == 0:
+                    told = daemon.logged("port_error")
+                    assert (told["level"], told["pair"], told["error"]) == ("warning", 0, "Connection refused")
+        assert daemon.stop() == 0
+        assert sum(line["event"] == "port_error" for line in daemon.log) == 1
+
+
+def test_nobody_has_to_scrape_to_learn_why_frames_were_refused(tmp_path: Path) -> None:
+    with Daemon("net", "--backend", dead_udp_path(), "--socket-path", tmp_path / "s") as daemon:
+        daemon.logged("listening")
+        with Card(tmp_path / "s") as card:
+            for _ in range(2):
+                card.send(FRAME)
+        assert daemon.logged("port_error")["error"] == "Connection refused"
+        assert daemon.stop() == 0
 
 
 def test_an_mtu_within_the_cards_is_agreed_to(tmp_path: Path) -> None:
