@@ -99,7 +99,14 @@ def qemu_disk(
 
 
 def qemu_card(
-    socket: Path, *, mac: str, queue_pairs: int = 1, options: str = "", name: str = "card", accel: str = "tcg"
+    socket: Path,
+    *,
+    mac: str,
+    queue_pairs: int = 1,
+    options: str = "",
+    name: str = "card",
+    accel: str = "tcg",
+    reconnects: bool = False,
 ) -> list[str]:
     """Return QEMU's arguments for a network card served on a vhost-user socket.
 
@@ -110,6 +117,7 @@ def qemu_card(
         options: further properties of virtio-net-pci, such as "packed=on,csum=off".
         name: another one for each card of a guest.
         accel: as of qemu().
+        reconnects: whether QEMU waits for another daemon when one has gone.
 
     """
     properties = [f"netdev=net-{name}", f"mac={mac}"]
@@ -120,7 +128,7 @@ def qemu_card(
     if options:
         properties.append(options)
     return [
-        *("-chardev", f"socket,id={name},path={socket}"),
+        *("-chardev", f"socket,id={name},path={socket}{',reconnect=1' if reconnects else ''}"),
         *("-netdev", f"vhost-user,id=net-{name},chardev={name},queues={queue_pairs}"),
         *("-device", f"virtio-net-pci,{','.join(properties)}"),
     ]

@@ -124,6 +124,27 @@ async def test_every_cpu_has_a_queue_pair_that_carries_both_ways(tmp_path: Path,
 
 
 @trio_test
+async def test_a_guests_card_goes_on_with_the_next_daemon(tmp_path: Path) -> None:
+    """QEMU reconnects to a daemon started anew (reconnect=1), and the guest's driver notices nothing."""
+    async with own_network() as network:
+        await network.run("ip tuntap add dev vm mode tap")
+        await host_interface(network, "vm")
+        async with (
+            kpoll_net(tmp_path, "tap:vm", network=network) as first,
+            qemu(qemu_card(first.socket, mac=MAC, reconnects=True)) as guest,
+        ):
+            await guest_interface(guest, ME)
+            await reaches(guest, HOST)
+            assert await first.stop() == 0
+            async with kpoll_net(tmp_path, "tap:vm", network=network) as second:
+                await second.logged("vring_started")
+                await second.logged("vring_started")
+                await reaches(guest, HOST)
+                await no_faults(second)
+                await guest.power_off()
+
+
+@trio_test
 async def test_a_driver_without_any_offload_gets_whole_frames(tmp_path: Path) -> None:
     """No checksum or segment is left to it, its buffers are one frame each, and its notifications the old ones."""
     async with card_on_tap(tmp_path) as (_, daemon), qemu(qemu_card(daemon.socket, mac=MAC, options=BARE)) as guest:
