@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
@@ -52,10 +53,20 @@ def _print_capabilities(context: click.Context, _option: click.Parameter, wanted
 
 
 class _BackendCommand(click.Command):
-    """A command under QEMU's conventions: with --print-capabilities, nothing else on the line counts."""
+    """A command under QEMU's conventions: with --print-capabilities, nothing else on the line counts.
+
+    An option that says what something is may be given once: of two, click takes the last one without a word.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, ["--print-capabilities"] if "--print-capabilities" in args else args)
+        if "--print-capabilities" in args:
+            return super().parse_args(ctx, ["--print-capabilities"])
+        extra = super().parse_args(ctx, list(args))
+        _, _, given = self.make_parser(ctx).parse_args(args=args)
+        for option, times in Counter(given).items():
+            if isinstance(option, click.Option) and not option.is_flag and times > 1:
+                raise click.UsageError(f"{option.opts[0]} was given twice; give it once", ctx)
+        return extra
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run it, from now on with SIGHUP blocked: it ends no daemon, also not one that doesn't listen for it yet."""

@@ -70,9 +70,9 @@ QEMU: Final = Peer(
 
 
 def kpoll_net(backend: str, sock: Path, *options: str) -> list[str]:
-    """Give the command of a card of ours."""
-    words = [*shlex.split(_PROGRAM), "net", "--poll", "user"]
-    return [*words, "--backend", backend, "--socket-path", str(sock), *options]
+    """Give the command of a card of ours; it polls as `options` say, else by itself."""
+    polling = [] if "--poll" in options else ["--poll", "user"]
+    return [*shlex.split(_PROGRAM), "net", "--backend", backend, "--socket-path", str(sock), *polling, *options]
 
 
 def testpmd(mode: str, sock: Path, cpu: int, *options: str) -> list[str]:

@@ -41,6 +41,8 @@ def sock(tmp_path: Path) -> Path:
         (["--socket-path", "S"], "no disk: give --blk-file"),
         (["--socket-path", "S", "--blk-file", "F", "--frobnicate"], "No such option"),
         (["--socket-path", "S", "--blk-file", "F", "extra"], "unexpected extra argument"),
+        (["--socket-path", "S", "--blk-file", "F", "--blk-file", "G"], "--blk-file was given twice; give it once"),
+        (["--socket-path", "S", "--engine", "aio", "--blk-file", "F", "--engine=aio"], "--engine was given twice"),
         (["--socket-path"], "requires an argument"),
         (["--fd", "x", "--blk-file", "F"], "'x' is not a valid integer"),
         (["--socket-path", "S", "--engine", "null", "--size", "10Q"], "--size 10Q: give bytes"),

@@ -131,6 +131,11 @@ def test_the_mac_of_the_hosts_end(tmp_path: Path) -> None:
     assert "--mac 52:54:00:12:34:56: is the address of vm1" in line
 
 
+def test_an_address_that_is_given_twice(tmp_path: Path) -> None:
+    macs = ("--mac", "52:54:00:12:34:56", "--mac", "52:54:00:12:34:57")
+    assert "--mac was given twice; give it once" in net_refused(tmp_path, "echo", *macs, code=2)
+
+
 @pytest.mark.parametrize("mtu", ["67", "65536"])
 def test_an_mtu_that_no_card_has(tmp_path: Path, mtu: str) -> None:
     assert f"--mtu {mtu}: give 68 to 65535 bytes" in net_refused(tmp_path, "echo", "--mtu", mtu, code=2)
