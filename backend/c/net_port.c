@@ -24,7 +24,7 @@ size_t net_iov_read_pieces(const struct iovec *iov, unsigned count, void *to, si
 	for (unsigned i = 0; i < count && done < len; i++) {
 		size_t n = iov[i].iov_len < len - done ? iov[i].iov_len : len - done;
 
-		memcpy((uint8_t *)to + done, iov[i].iov_base, n);
+		copy_once((uint8_t *)to + done, iov[i].iov_base, n);
 		done += n;
 	}
 	return done;

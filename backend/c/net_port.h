@@ -104,7 +104,7 @@ static inline size_t net_iov_read(const struct iovec *iov, unsigned count, void 
 {
 	if (unlikely(count == 0 || iov->iov_len < len))
 		return net_iov_read_pieces(iov, count, to, len);
-	memcpy(to, iov->iov_base, len);
+	copy_once(to, iov->iov_base, len);
 	return len;
 }
 

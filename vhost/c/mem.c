@@ -343,7 +343,7 @@ int mem_read_gpa(const struct mem_table *t, void *dst, uint64_t gpa, uint64_t le
 
 		if (!from)
 			return -EFAULT;
-		memcpy(to, from, run);
+		copy_once(to, from, run);
 		to += run;
 		gpa += run;
 		len -= run;
