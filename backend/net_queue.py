@@ -9,6 +9,8 @@ from kpoll.vhost._core import lib
 from .queue import Queue
 
 if TYPE_CHECKING:
+    from kpoll.vhost.device import VringConfig
+
     from .worker import Worker
 
 
@@ -29,6 +31,11 @@ class NetQueue(Queue):
     def stats(self) -> Any:
         """`struct net_stats *`, written by the worker; each counter is read whole."""
         return lib.net_queue_stats(self._net_queue)
+
+    def bind(self, vring: VringConfig) -> None:
+        """Bind as every queue; one that sends drops what it is given while it is disabled. Raises OSError."""
+        super().bind(vring)
+        lib.net_queue_discard(self._net_queue, not vring.enabled)
 
     def _bind(self, config: Any, memory: Any) -> int:
         return int(lib.net_queue_bind(self._net_queue, config, memory))

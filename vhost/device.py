@@ -37,6 +37,7 @@ class VringConfig:
         call_fd: To be written 8 bytes to; the number is stable while what is behind it may change at any moment.
         err_fd: The same, for faults.
         memory: The guest's memory.
+        enabled: False for one that must have no effect; see `Device.runs_disabled`.
 
     """
 
@@ -51,6 +52,7 @@ class VringConfig:
     call_fd: int
     err_fd: int | None
     memory: MemoryTable
+    enabled: bool = True
 
 
 class SessionHandle(Protocol):
@@ -173,6 +175,16 @@ class Device(ABC):
             the descriptors or the rings any more.
 
         """
+
+    def runs_disabled(self, index: int) -> bool:
+        """Whether a vring that is started but was disabled runs all the same; for who has to discard what comes there.
+
+        Args:
+            index: Its number.
+
+        """
+        del index
+        return False
 
     def no_such_vring(self, index: int) -> str:
         """Say what is wrong when a front-end names a vring that isn't there; for who knows what would help.

@@ -142,7 +142,10 @@ class Vring:
         self.call.close()
         self.err.close()
 
-    def ready(self, *, enabled_by_default: bool) -> bool:
-        """Whether the front-end has said all it takes to run this ring, and wants it to run."""
-        enabled = enabled_by_default if self.enabled is None else self.enabled
+    def ready(self, *, enabled_by_default: bool, runs_disabled: bool = False) -> bool:
+        """Whether the front-end has said all it takes to run this ring, and wants it to run.
+
+        With `runs_disabled` also one that it has disabled; not yet one of which it will say whether it is enabled.
+        """
+        enabled = enabled_by_default if self.enabled is None else self.enabled or runs_disabled
         return self.started and enabled and self.size > 0 and self.addr is not None

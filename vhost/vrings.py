@@ -132,7 +132,9 @@ class Vrings:
     def _ready(self, vring: Vring) -> bool:
         by_default = not self.features & VirtioFeature.VHOST_USER_F_PROTOCOL_FEATURES
         has_memory = self.memory is not None and len(self.memory.regions) > 0
-        return has_memory and not vring.running and vring.ready(enabled_by_default=by_default)
+        runs_disabled = self._device.runs_disabled(vring.index)
+        ready = vring.ready(enabled_by_default=by_default, runs_disabled=runs_disabled)
+        return has_memory and not vring.running and ready
 
     async def _try_start(self, vring: Vring) -> None:
         try:
@@ -155,8 +157,9 @@ class Vrings:
             call_fd=vring.call.fd,
             err_fd=vring.err.fd,
             memory=self.memory,
+            enabled=vring.enabled is not False,
         )
         with trio.CancelScope(shield=True):
             await self._device.start_vring(config)
         vring.running = True
-        self._log.info("vring_started", queue=vring.index, size=vring.size, base=vring.base)
+        self._log.info("vring_started", queue=vring.index, size=vring.size, base=vring.base, enabled=config.enabled)

@@ -22,9 +22,9 @@
 #define BUFS_KEPT 256 /* buffers' memory that a stopped queue may keep: rings are stopped and started now and then */
 
 static const char *const drop_names[NET_DROPS] = {
-	[NET_DROP_HEADER] = "header",     [NET_DROP_LENGTH] = "length", [NET_DROP_NO_BUFFER] = "no_buffer",
-	[NET_DROP_TOO_LONG] = "too_long", [NET_DROP_FULL] = "full",     [NET_DROP_REFUSED] = "refused",
-	[NET_DROP_FOREIGN] = "foreign",
+	[NET_DROP_HEADER] = "header",     [NET_DROP_LENGTH] = "length",     [NET_DROP_NO_BUFFER] = "no_buffer",
+	[NET_DROP_TOO_LONG] = "too_long", [NET_DROP_FULL] = "full",         [NET_DROP_REFUSED] = "refused",
+	[NET_DROP_FOREIGN] = "foreign",   [NET_DROP_DISABLED] = "disabled",
 };
 
 const char *net_drop_name(enum net_drop reason)
@@ -215,9 +215,15 @@ int net_queue_bind(struct net_queue *q, const struct virtq_config *cfg, const st
 
 	q->features = cfg->features;
 	q->first = q->last_len = 0;
+	q->discard = false;
 	if (rc < 0 || direction(&q->queue) == NET_TX)
 		return rc;
 	return make_bufs(q, cfg->size);
+}
+
+void net_queue_discard(struct net_queue *q, bool discard)
+{
+	q->discard = discard;
 }
 
 struct queue *net_queue_base(struct net_queue *q)

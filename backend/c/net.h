@@ -8,6 +8,7 @@
 #ifndef KPOLL_NET_H
 #define KPOLL_NET_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "lane.h"
@@ -27,6 +28,7 @@ enum net_drop {
 	NET_DROP_FULL,      /* tx: the port takes no more now */
 	NET_DROP_REFUSED,   /* tx: the port doesn't take this frame, or any; net_port.error says why */
 	NET_DROP_FOREIGN,   /* rx: of another VXLAN segment or sender */
+	NET_DROP_DISABLED,  /* tx: the front-end has disabled the queue */
 	NET_DROPS,
 };
 
@@ -53,6 +55,8 @@ struct net_queue *net_queue_create(uint16_t index);
 void net_queue_destroy(struct net_queue *q);
 /* net_queue_bind() - Return: 0; virtq_init()'s errors; -ENOMEM */
 int net_queue_bind(struct net_queue *q, const struct virtq_config *cfg, const struct mem_table *mem);
+/* net_queue_discard() - Between net_queue_bind() and the start: drop what the driver sends, or don't (as bound) */
+void net_queue_discard(struct net_queue *q, bool discard);
 struct queue *net_queue_base(struct net_queue *q);
 const struct net_stats *net_queue_stats(const struct net_queue *q);
 

@@ -22,6 +22,7 @@ struct net_buf {
 struct net_queue {
 	struct queue queue;
 	uint64_t features; /* negotiated */
+	bool discard;      /* tx: it is disabled, and nothing that is sent may leave */
 	struct net_stats stats;
 
 	/* rx: what was popped and not yet filled: a ring in the order in which it will be filled. queue.in_flight counts it. */

@@ -6,7 +6,8 @@
  *
  * A chain is a header and a frame, cut into descriptors wherever the driver likes (§2.7.4.1). The header is copied once and
  * checked; the frame stays where it is, and the port sends it from there. The whole batch is back in the used ring when the
- * turn ends, so a tx queue never has anything in flight.
+ * turn ends, so a tx queue never has anything in flight. So are the chains of a disabled queue, unsent: vhost-user has a ring
+ * that is started and disabled processed without side effects.
  *
  * One iovec before each chain's is kept free for our copy of the header: what a port writes is then one iovec array.
  */
@@ -88,7 +89,7 @@ unsigned net_tx_poll(struct net_lane *lane, struct net_queue *q)
 {
 	struct virtq *vq = &q->queue.vq;
 	struct iovec *iov = lane->iov;
-	unsigned n, frames = 0;
+	unsigned n, discarded = 0, frames = 0;
 
 	n = virtq_pop_burst(vq, &(struct virtq_burst){ .chains = lane->chains,
 						       .max = NET_BATCH,
@@ -97,7 +98,11 @@ unsigned net_tx_poll(struct net_lane *lane, struct net_queue *q)
 						       .seg_max = NET_TX_SEG_MAX,
 						       .gap = 1 });
 	n = check_chains(lane, q, n);
-	for (unsigned i = 0; i < n; i++) {
+	if (unlikely(q->discard)) {
+		discarded = n;
+		count_add(&q->stats.drops[NET_DROP_DISABLED], n);
+	}
+	for (unsigned i = discarded; i < n; i++) {
 		frames += parse(q, &lane->chains[i], iov, &lane->frames[frames]);
 		iov += 1 + lane->chains[i].out_count;
 	}

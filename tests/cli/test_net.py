@@ -154,6 +154,25 @@ def test_a_front_end_with_more_queue_pairs_is_told_the_option(tmp_path: Path) ->
         assert daemon.stop() == 0
 
 
+def test_what_is_sent_on_a_disabled_queue_is_discarded(tmp_path: Path) -> None:
+    """As vhost-user has it: the driver gets its buffers back, the frame goes nowhere, not even later."""
+    sock, metrics = tmp_path / "s", tmp_path / "m"
+    with Daemon("net", "--backend", "echo", "--socket-path", sock, "--metrics-socket", metrics) as daemon:
+        daemon.logged("listening")
+        with Card(sock) as card:
+            card.frontend.enable(1, on=False)
+            card.send(FRAME)
+            assert scraped(metrics, "kpoll_net_drops_total", direction="tx", reason="disabled") == 1
+            card.frontend.enable(1)
+            card.send(FRAME[::-1])
+            assert card.receive() == FRAME[::-1]
+            card.frontend.enable(0, on=False)
+            card.send(FRAME)
+            card.frontend.enable(0)
+            assert card.receive() == FRAME, "it was kept by the port: a queue that receives has nothing to discard"
+        assert daemon.stop() == 0
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_frames_cross_a_udp_path_one_datagram_each(tmp_path: Path, host: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

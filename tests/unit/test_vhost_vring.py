@@ -126,6 +126,15 @@ def test_a_vring_is_enabled_by_default_only_without_protocol_features(vring: Vri
     assert not vring.ready(enabled_by_default=True)
 
 
+def test_a_disabled_vring_is_ready_only_where_it_runs_all_the_same(vring: Vring) -> None:
+    make_ready(vring)
+    assert not vring.ready(enabled_by_default=False, runs_disabled=True), "whether it is enabled is yet to be said"
+    vring.enabled = False
+    assert vring.ready(enabled_by_default=False, runs_disabled=True)
+    vring.drop_kick()
+    assert not vring.ready(enabled_by_default=False, runs_disabled=True)
+
+
 def test_a_new_kick_closes_the_old_one(vring: Vring) -> None:
     old = os.eventfd(0)
     vring.start(old)
