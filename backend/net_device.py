@@ -146,8 +146,11 @@ class NetDevice(WorkerDevice):
 
     def set_mtu(self, mtu: int) -> None:
         """Agree to an MTU that the front-end tells the guest. Raises DeviceError."""
-        if not MTU_MIN <= mtu <= (MTU_MAX if self.mtu is None else self.mtu):
-            raise DeviceError(f"an MTU of {mtu}, not {MTU_MIN} to {MTU_MAX if self.mtu is None else self.mtu}")
+        most = MTU_MAX if self.mtu is None else self.mtu
+        if not MTU_MIN <= mtu <= most:
+            raise DeviceError(
+                f"an MTU of {mtu}, not {MTU_MIN} to {most}: give QEMU that as host_mtu=, or kpoll another --mtu"
+            )
 
     def send_rarp(self, mac: bytes) -> None:
         """Announce the guest as far as that can be done now. Raises DeviceError when that is no card's address.

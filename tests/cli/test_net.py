@@ -241,6 +241,7 @@ def test_an_mtu_within_the_cards_is_agreed_to(tmp_path: Path) -> None:
             for mtu in (67, 1401):
                 with pytest.raises(FrontendError):
                     frontend.request(Request.NET_SET_MTU, U64(mtu))
+                assert f"an MTU of {mtu}, not 68 to 1400: give QEMU" in daemon.logged("request_failed")["error"]
         assert daemon.stop() == 0
 
 
