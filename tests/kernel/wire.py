@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 PORT = 4000
 ROUNDS = 1
 HOG = "echo; while :; do :; done"
-HOG_S = 2.0
+HOG_TRIPS = 20
+HOG_PAUSE_S = 0.1
 SYSCTLS = ("/proc/sys/net/core/busy_poll", "/proc/sys/fs/eventfd_busy_poll")
 WAYS = {
     "off": (0, ("--poll", "off")),
@@ -120,16 +121,20 @@ def measured(wire: Wire, trips: int) -> dict[str, Any]:
 
 
 def hogged(wire: Wire) -> float:
-    """Return a hog's part of the time that it and the daemon have on the worker's CPU, frames going to and fro."""
+    """Return a hog's part of the time that it and the daemon have on the worker's CPU, frames going to and fro at times.
+
+    There is little to do, then, but a spin allowed after it that would last until the next frame.
+    """
     hogging = ["taskset", "-c", str(WORKER_CPU), "sh", "-c", HOG]
     with subprocess.Popen(hogging, stdout=subprocess.PIPE) as hog:
         try:
             assert hog.stdout is not None
             hog.stdout.readline()  # it has begun: until then the worker had the CPU for itself
             wire.round_trip()
-            before, end = (cost(hog.pid), cost(wire.daemon.pid)), time.monotonic() + HOG_S
-            while time.monotonic() < end:
+            before = cost(hog.pid), cost(wire.daemon.pid)
+            for _ in range(HOG_TRIPS):
                 wire.round_trip()
+                time.sleep(HOG_PAUSE_S)  # the load, not a wait for something to happen
             hog_ns, served_ns = (cost(hog.pid) - before[0]).cpu_ns, (cost(wire.daemon.pid) - before[1]).cpu_ns
         finally:
             hog.kill()
