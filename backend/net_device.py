@@ -68,7 +68,7 @@ class NetDevice(WorkerDevice):
         self.mtu = ports.mtu if config.mtu is None else config.mtu
         self._config = config
         self._log = log
-        self._running: frozenset[int] = frozenset()
+        self._receiving: frozenset[int] | None = None  # pairs whose rx vring runs; None: nobody has said yet
         self._deal_refused = False
         self._features = device_features(offloads=ports.offloads, mtu=self.mtu, pairs=config.num_queue_pairs)
 
@@ -125,8 +125,10 @@ class NetDevice(WorkerDevice):
 
     def set_running(self, running: frozenset[int]) -> None:
         """Have nothing dealt to a pair whose rx vring doesn't run."""
-        self._running = running
-        self.deal()
+        receiving = frozenset(index // 2 for index in running if index % 2 == 0)
+        if receiving != self._receiving:
+            self._receiving = receiving
+            self.deal()
 
     def deal(self) -> None:
         """Have a tap deal frames to those pairs alone that receive; also to be called when it was attached again."""
@@ -134,7 +136,7 @@ class NetDevice(WorkerDevice):
         if tap is None:
             return
         try:
-            tap.deal_to([index // 2 for index in self._running if index % 2 == 0])
+            tap.deal_to(self._receiving or frozenset())
         except OSError as error:
             if not self._deal_refused:
                 self._log.warning("queues_not_set", interface=tap.name, error=os_reason(error))

@@ -161,6 +161,7 @@ class Tap:
         self.made = made
         self._option = option
         self._features = int(NO_OFFLOADS)
+        self._detached: frozenset[int] = frozenset()  # pairs that frames aren't dealt to
         self.mac = _hardware_address(fds[0], name)
         self.index = _index(name, self.mac)
         self.mtu = None if self.index is None else _mtu(name)
@@ -194,15 +195,18 @@ class Tap:
 
         Raises OSError when the kernel refuses (a security module can).
         """
-        try:
-            for pair, fd in enumerate(self.fds[1:], 1):
-                _, flags = _interface(fd)
-                detached = bool(flags & _IFF_DETACH_QUEUE)
-                if detached == (pair in pairs):
-                    _set_queue(fd, attach=detached)
-        except OSError:
-            if self.attached:
-                raise
+        refusal = None
+        for pair, fd in enumerate(self.fds[1:], 1):
+            if (pair in pairs) != (pair in self._detached):
+                continue  # it is as it should be: a guest that changes its mind doesn't keep the kernel's network lock
+            try:
+                _set_queue(fd, attach=pair in pairs)
+            except OSError as error:
+                refusal = error
+            else:
+                self._detached ^= {pair}
+        if refusal is not None and self.attached:
+            raise refusal
 
     def attach_again(self) -> None:
         """Attach the descriptors to an interface that was deleted and is back under its name; it deals to them all.
@@ -212,6 +216,7 @@ class Tap:
         Raises KpollError when it can't be had; some of them may be attached then.
         """
         _attach(self.fds, self.name, self._option)
+        self._detached = frozenset()
         try:
             self.mac = _hardware_address(self.fds[0], self.name)
             self._configure()

@@ -245,6 +245,26 @@ def test_frames_are_dealt_to_the_pairs_that_are_wanted_and_the_first() -> None:
 
 
 @in_own_network
+def test_a_guest_that_changes_its_mind_costs_a_system_call_for_a_pair_that_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr("kpoll.backend.net_tap._set_queue", lambda _fd, *, attach: asked.append(attach))
+    with device_on("vm1", pairs=4, log=LogCapture()) as device:
+        for running, calls in (
+            ({0, 1}, [False] * 3),
+            ({0}, []),  # a tx vring is nothing to a tap
+            ({0, 1, 4}, [True]),
+            ({0, 1, 4, 5}, []),
+            ({0, 1, 2, 4, 5}, [True]),
+            ({0, 1, 2}, [False]),
+        ):
+            device.set_running(frozenset(running))
+            assert asked == calls, running
+            asked.clear()
+
+
+@in_own_network
 def test_a_kernel_that_refuses_to_deal_otherwise_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_fd: int, **_attach: bool) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
