@@ -21,13 +21,13 @@ from kpoll.vhost.features import ProtocolFeature, VirtioFeature
 from kpoll.vhost.frontend import Frontend
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from kpoll.vhost.messages import BackendRequest
 
 KPOLL = Path(sys.executable).with_name("kpoll")
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0  # in the test VM, beside other work, to start a daemon takes half of it
 SECTOR = 512
 
 IN, OUT, FLUSH = 0, 1, 4
@@ -81,6 +81,13 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 def scraped(metrics: Path, name: str, **labels: str) -> float:
     """Read the metrics, of which one is asked for."""
     return value(scrape(metrics), name, **labels)
+
+
+def until(reached: Callable[[], bool]) -> None:
+    """Turn until it is so."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not reached():
+        assert time.monotonic() < deadline
 
 
 class Daemon:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import veth
-from tests.cli.harness import PATIENCE_S, Daemon
+from tests.cli.harness import PATIENCE_S, Daemon, until
 from tests.cli.test_net import FRAME, Card
-from tests.cli.test_net_unplug import LINK_UP, MEASURE_S, link_of, load, packets, received, take, until
+from tests.cli.test_net_unplug import LINK_UP, MEASURE_S, link_of, load, packets, received, take
 from tests.netns import in_own_network, set_up
 from tests.threads import come_to_rest, cost
 from tests.veth import FAR, FAR_IF, NEAR, NEAR_IF, inside, ip, new_network

@@ -14,9 +14,9 @@ from kpoll.vhost.driver import Buffer, Driver
 from kpoll.vhost.features import VirtioFeature
 from kpoll.vhost.frontend import Frontend
 from tests import taps
-from tests.cli.harness import PATIENCE_S, PROTOCOL, Daemon, scrape, scraped
+from tests.cli.harness import PATIENCE_S, PROTOCOL, Daemon, scrape, scraped, until
 from tests.cli.test_net import FRAME, HEADER, ROOM
-from tests.cli.test_net_unplug import MEASURE_S, until
+from tests.cli.test_net_unplug import MEASURE_S
 from tests.frames import Host, udp_data
 from tests.netns import in_own_network
 from tests.veth import ip

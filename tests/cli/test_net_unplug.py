@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kpoll.vhost.driver import Buffer
 from tests import taps
-from tests.cli.harness import Daemon, scraped
+from tests.cli.harness import Daemon, scraped, until
 from tests.cli.test_net import FRAME, HEADER, ROOM, Card
 from tests.netns import in_own_network, set_up
 
@@ -76,13 +76,6 @@ def to_guest(end: socket.socket) -> None:
         end.send(FRAME)
     except OSError:
         time.sleep(0.001)  # full, or gone: nothing is waited for
-
-
-def until(reached: Callable[[], bool]) -> None:
-    """Turn until it is so."""
-    deadline = time.monotonic() + 30
-    while not reached():
-        assert time.monotonic() < deadline
 
 
 @in_own_network

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.harness import Daemon, refused, scraped
+from tests.cli.harness import Daemon, refused, scraped, until
 from tests.cli.test_net import BUFFERS, FRAME, Card
-from tests.cli.test_net_unplug import LINK_UP, MEASURE_S, link_of, load, take, until
+from tests.cli.test_net_unplug import LINK_UP, MEASURE_S, link_of, load, take
 from tests.frames import Host, is_answer, udp, udp_data, who_has
 from tests.netns import in_own_network
 
