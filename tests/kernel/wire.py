@@ -121,7 +121,7 @@ def measured(wire: Wire, trips: int) -> dict[str, Any]:
 
 
 def hogged(wire: Wire) -> float:
-    """Return a hog's part of the time that it and the daemon have on the worker's CPU, frames going to and fro at times.
+    """Return a hog's part of the time that it and the daemon have on the worker's CPU, frames passing at times.
 
     There is little to do, then, but a spin allowed after it that would last until the next frame.
     """
