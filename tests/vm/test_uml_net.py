@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +14,15 @@ from tests.vm.daemon import Daemon, kpoll_net
 from tests.vm.guest import Guest, uml
 from tests.vm.host_end import host_end
 from tests.vm.network import Network, own_network
-from tests.vm.traffic import bulk_to_host_and_back, guest_interface, host_interface, no_faults, reaches, talk
+from tests.vm.traffic import (
+    bulk_to_host_and_back,
+    guest_interface,
+    host_interface,
+    no_faults,
+    reaches,
+    sees_the_cable_out_and_in,
+    talk,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -74,20 +83,12 @@ async def test_the_guest_sees_the_cable_come_out_and_go_in(tmp_path: Path) -> No
 async def test_a_tap_deleted_under_load_is_served_again_when_it_is_back(tmp_path: Path) -> None:
     """The guest's cable is out while the tap is gone; the daemon and the card stay."""
     async with guest_on_tap(tmp_path) as on:
-        await on.guest.begin("""
-            ping -A -q -s 1400 192.0.2.1 & pinging=$!
-            until [ "$(cat /sys/class/net/eth0/statistics/rx_packets)" -gt 1000 ]; do :; done
-            echo busy
-            until [ "$(cat /sys/class/net/eth0/carrier)" = 0 ]; do :; done
-            echo unplugged
-            until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do :; done
-            kill $pinging""")
-        await on.guest.says("busy")
-        await on.network.run("ip link delete vm")
-        await on.guest.says("unplugged")
-        await on.network.run("ip tuntap add dev vm mode tap vnet_hdr")
-        await host_interface(on.network, "vm")
-        await on.guest.finish("the tap's return", seconds=20)
+
+        async def back() -> None:
+            await on.network.run("ip tuntap add dev vm mode tap vnet_hdr")
+            await host_interface(on.network, "vm")
+
+        await sees_the_cable_out_and_in(on.guest, partial(on.network.run, "ip link delete vm"), back, size=1400)
         await reaches(on.guest, 1)
         await bulk_to_host_and_back(on.guest, mib=1)
         await no_faults(on.daemon)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from trio.testing import trio_test
@@ -18,12 +19,16 @@ from tests.vm.traffic import (
     host_interface,
     no_faults,
     reaches,
+    sees_the_cable_out_and_in,
     talk,
 )
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from tests.vm.daemon import Daemon
+    from tests.vm.guest import Guest
 
 VNI = 4711
 MTU = 1430  # 1500 without the outer headers of VXLAN over IPv6, the longer ones
@@ -45,48 +50,38 @@ async def two_hosts() -> AsyncIterator[tuple[Network, Network]]:
         yield here, there
 
 
-@trio_test
-async def test_linuxs_own_vxlan_device_is_a_peer(tmp_path: Path) -> None:
-    """A guest of ours, and a host that has nothing but Linux, exchange whole data over their segment."""
-    ours, theirs = ADDRESSES[1]
+@asynccontextmanager
+async def beside_linuxs_vxlan(folder: Path, ours: str, theirs: str) -> AsyncIterator[tuple[Network, Guest, Daemon]]:
+    """Boot a guest of ours, whose segment a host that has nothing but Linux is in; gives the network that we are in."""
     backend = f"vxlan:vni={VNI},local={ours},remote={theirs}"
-    async with two_hosts() as (here, there), kpoll_net(tmp_path, backend, "--mtu", str(MTU), network=here) as daemon:
+    async with two_hosts() as (here, there), kpoll_net(folder, backend, "--mtu", str(MTU), network=here) as daemon:
         await there.run(f"ip link add vx type vxlan id {VNI} local {theirs} remote {ours} dstport 4789 dev wire")
         await host_interface(there, "vx", mtu=MTU)
         async with host_end(there), uml(card=daemon.socket) as guest:
             await guest_interface(guest, 2)
-            assert await guest.run("cat /sys/class/net/eth0/mtu") == str(MTU)
-            await reaches(guest, HOST)
-            await bulk_to_host_and_back(guest, mib=2)
-            await no_faults(daemon)
+            yield here, guest, daemon
+
+
+@trio_test
+async def test_linuxs_own_vxlan_device_is_a_peer(tmp_path: Path) -> None:
+    """A guest of ours, and a host that has nothing but Linux, exchange whole data over their segment."""
+    async with beside_linuxs_vxlan(tmp_path, *ADDRESSES[1]) as (_, guest, daemon):
+        assert await guest.run("cat /sys/class/net/eth0/mtu") == str(MTU)
+        await reaches(guest, HOST)
+        await bulk_to_host_and_back(guest, mib=2)
+        await no_faults(daemon)
 
 
 @trio_test
 async def test_the_guest_sees_its_cable_come_out_with_the_local_address_and_go_in_with_it(tmp_path: Path) -> None:
     """Under load; the same socket carries whole data again once an interface has the address."""
     ours, theirs = ADDRESSES[0]
-    backend = f"vxlan:vni={VNI},local={ours},remote={theirs}"
-    async with two_hosts() as (here, there), kpoll_net(tmp_path, backend, "--mtu", str(MTU), network=here) as daemon:
-        await there.run(f"ip link add vx type vxlan id {VNI} local {theirs} remote {ours} dstport 4789 dev wire")
-        await host_interface(there, "vx", mtu=MTU)
-        async with host_end(there), uml(card=daemon.socket) as guest:
-            await guest_interface(guest, 2)
-            await guest.begin("""
-                ping -A -q -s 1300 192.0.2.1 & pinging=$!
-                until [ "$(cat /sys/class/net/eth0/statistics/rx_packets)" -gt 1000 ]; do :; done
-                echo busy
-                until [ "$(cat /sys/class/net/eth0/carrier)" = 0 ]; do :; done
-                echo unplugged
-                until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do :; done
-                kill $pinging""")
-            await guest.says("busy")
-            await here.run(f"ip address del {ours}/24 dev wire")
-            await guest.says("unplugged")
-            await here.run(f"ip address add {ours}/24 dev wire")
-            await guest.finish("the address's return", seconds=20)
-            await reaches(guest, HOST)
-            await bulk_to_host_and_back(guest, mib=1)
-            await no_faults(daemon)
+    async with beside_linuxs_vxlan(tmp_path, ours, theirs) as (here, guest, daemon):
+        cut, mend = (partial(here.run, f"ip address {verb} {ours}/24 dev wire") for verb in ("del", "add"))
+        await sees_the_cable_out_and_in(guest, cut, mend, size=1300)
+        await reaches(guest, HOST)
+        await bulk_to_host_and_back(guest, mib=1)
+        await no_faults(daemon)
 
 
 @trio_test

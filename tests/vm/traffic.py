@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tests.vm.host_end import TCP_PORT, TFTP_PORT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from tests.vm.daemon import Daemon
     from tests.vm.guest import Guest
@@ -93,6 +93,25 @@ async def talk(first: Guest, second: Guest) -> None:
     await reaches(first, 2)
     await bulk_between(first, second, 2, mib=2)
     await bulk_between(second, first, 1, mib=2)
+
+
+async def sees_the_cable_out_and_in(
+    guest: Guest, cut: Callable[[], Awaitable[object]], mend: Callable[[], Awaitable[object]], *, size: int
+) -> None:
+    """Check that a guest that pings the host's end with packets of `size` has no carrier from `cut` to `mend`."""
+    await guest.begin(f"""
+        ping -A -q -s {size} {ip4(HOST)} & pinging=$!
+        until [ "$(cat /sys/class/net/eth0/statistics/rx_packets)" -gt 1000 ]; do :; done
+        echo busy
+        until [ "$(cat /sys/class/net/eth0/carrier)" = 0 ]; do :; done
+        echo unplugged
+        until [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; do :; done
+        kill $pinging""")
+    await guest.says("busy")
+    await cut()
+    await guest.says("unplugged")
+    await mend()
+    await guest.finish("the cable's return", seconds=20)
 
 
 async def no_faults(daemon: Daemon) -> None:
