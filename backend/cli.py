@@ -79,7 +79,7 @@ class _Kpoll(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
-        return ["bench", "blk", "net", "nvme"]
+        return ["bench", "blk", "doctor", "net", "nvme"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         del ctx
@@ -95,6 +95,10 @@ class _Kpoll(click.Group):
             from .nvme_cli import nvme  # noqa: PLC0415 - as above
 
             return nvme
+        if cmd_name == "doctor":
+            from .doctor_cli import doctor  # noqa: PLC0415 - as above
+
+            return doctor
         return None
 
 

@@ -41,6 +41,14 @@ def _call(number: int, *args: object) -> int:
     return result
 
 
+def landlock_abi() -> int:
+    """Return the version of the kernel's Landlock.
+
+    Raises OSError: ENOSYS where the kernel is built without it, EOPNOTSUPP where it was not turned on at boot.
+    """
+    return _call(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION))
+
+
 def _ruleset(abi: int) -> int:
     """Make a ruleset that handles everything which `abi` knows of files and TCP."""
     handled_fs = (1 << _FS_RIGHTS[min(abi, max(_FS_RIGHTS))]) - 1
@@ -69,7 +77,7 @@ def restrict_files(*, readable: Iterable[str], removable: Iterable[str]) -> None
 
     Needs no_new_privs. Raises OSError, ENOSYS or EOPNOTSUPP where there is no Landlock; nothing is restricted then.
     """
-    abi = _call(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION))
+    abi = landlock_abi()
     ruleset = _ruleset(abi)
     try:
         for path in readable:

@@ -6,11 +6,11 @@ import json
 from dataclasses import asdict
 
 import click
-from rich.console import Console
 
 from kpoll.nvme.device import NvmeError, look, scan
 from kpoll.nvme.libnvme import load
 
+from .console import table_console
 from .errors import KpollError, UsageError
 from .nvme_report import device_tables, topology_table
 from .subcommand import Subcommand
@@ -23,14 +23,6 @@ def nvme() -> None:
     """Tell what NVMe devices this host has, and what they can do."""
 
 
-def _console() -> Console:
-    """Return where tables go. What a device calls itself is no markup, and a file or pipe takes lines of any width."""
-    console = Console(markup=False, emoji=False, highlight=False)
-    if not console.is_terminal:
-        console.width = 1000
-    return console
-
-
 @nvme.command("list", cls=Subcommand)
 @_json
 def list_devices(*, as_json: bool) -> None:
@@ -39,7 +31,7 @@ def list_devices(*, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(topology), indent=2))
         return
-    console = _console()
+    console = table_console()
     if topology.hosts:
         console.print(topology_table(topology))
     else:
@@ -65,6 +57,6 @@ def show(*, device: str, as_json: bool) -> None:
         answers = whole.pop("answers")
         click.echo(json.dumps({**whole, **answers}, indent=2))
         return
-    console = _console()
+    console = table_console()
     for table in device_tables(found):
         console.print(table)

@@ -70,7 +70,7 @@ def choose_poll(asked: str, max_us: int, kernel: KernelFacts) -> PollConfig:
             return _best_poll(max_us, kernel)
 
 
-def _no_patch(error: int) -> str:
+def no_patch(error: int) -> str:
     """Say why there is no EVENTFD_SET_POLL, from its errno."""
     if error == errno.ENOTTY:
         return "the running kernel has no EVENTFD_SET_POLL ioctl"
@@ -79,7 +79,7 @@ def _no_patch(error: int) -> str:
     return f"the EVENTFD_SET_POLL ioctl fails here ({os.strerror(error)})"
 
 
-def _no_module(error: int) -> str:
+def no_module(error: int) -> str:
     """Say why there is no module, from the errno."""
     if error in _NOT_ALLOWED:
         return "this process may not open the module's /dev/eventfd_poll"
@@ -100,7 +100,7 @@ def _need_patch(kernel: KernelFacts) -> None:
         return
     remedy = "boot one that has kpoll's patch" if kernel.patch == errno.ENOTTY else "allow it"
     raise KpollError(
-        f"--poll kernel: {_no_patch(kernel.patch)}: {remedy}, or load the module and use --poll module "
+        f"--poll kernel: {no_patch(kernel.patch)}: {remedy}, or load the module and use --poll module "
         "(kernel/README.md tells how), or use --poll user"
     )
 
@@ -129,11 +129,11 @@ def _best_poll(max_us: int, kernel: KernelFacts) -> PollConfig:
         name = "fs.eventfd_busy_poll" if own is None or kernel.spin_us == 0 else "net.core.busy_poll"
         why = _no_spin(name, kernel.spin_us, "the kernel's")
     else:
-        why = _no_patch(kernel.patch)
+        why = no_patch(kernel.patch)
     if kernel.module == 0 and kernel.net_busy_poll_us:
         return PollConfig(strategy="module", why=f"the eventfd_poll module is there; {why}", max_us=max_us)
     if kernel.module == 0:
         module = _no_spin("net.core.busy_poll", kernel.net_busy_poll_us, "the module's")
     else:
-        module = _no_module(kernel.module)
+        module = no_module(kernel.module)
     return PollConfig(strategy="user", why=f"{why}; {module}", max_us=max_us)

@@ -6,7 +6,9 @@ the pip of this machine, with its configuration, and handed to the build as a fo
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -72,6 +74,32 @@ def image(base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return IMAGE
 
 
+def inside(*arguments: str) -> list[str]:
+    """Return the command that runs something in a container."""
+    # Machines without systemd (CI) have cgroups that crun refuses: a mount namespace of its own, with cgroup2 alone.
+    namespace = 'mount --make-rprivate /; umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; exec "$@"'
+    options = ("--cgroups=disabled", "--network=host", "--ulimit=nofile=20000:20000", "--ulimit=nproc=1024:1024")
+    return ["unshare", "-m", "sh", "-c", namespace, "sh", *PODMAN, "run", "--rm", *options, *arguments]
+
+
+def test_the_doctor_names_what_a_container_is_refused(image: str, tmp_path: Path) -> None:
+    """Docker's default is to refuse io_uring by a seccomp filter; there are no devices, and its user has no rights."""
+    refusal = {"names": ["io_uring_setup"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.EPERM}
+    profile = tmp_path / "seccomp.json"
+    profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [refusal]}))
+    command = inside(f"--security-opt=seccomp={profile}", image, "doctor", "--json")
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout)
+    found = {each["name"]: each for each in report["findings"]}
+    assert (report["user"], report["can_serve_disks"], found["Linux AIO"]["state"]) == (1000, True, "good")
+    assert (found["io_uring"]["state"], found["taps"]["state"]) == ("missing", "missing")
+    assert found["io_uring"]["found"].startswith("a seccomp filter refuses it")
+    assert "`--device /dev/net/tun`" in found["taps"]["change"]
+    assert found["CAP_SYS_ADMIN"]["state"] == "improvable"
+    assert found["libseccomp"]["state"] == "good"
+
+
 def test_the_image_is_small_and_runs_as_a_user_without_rights(image: str) -> None:
     """It adds Python and kpoll to its base, no compiler; its user is not root."""
     size, user = podman("image", "inspect", "--format={{.Size}} {{.User}}", image).split()
@@ -90,15 +118,10 @@ async def test_a_guest_outside_uses_a_disk_that_is_served_from_inside(image: str
     disk.chmod(0o600)
     os.chown(disk, 1000, 1000)  # as the README has it: the image's user
     tmp_path.chmod(0o755)
-    inside = (
-        *("run", "--rm", "--cgroups=disabled", "--network=host"),
-        *("--ulimit=nofile=20000:20000", "--ulimit=nproc=1024:1024"),
+    command = inside(
         *(f"--volume={run}:/run/kpoll", f"--volume={disk}:/disk.img", image),
         *("blk", "--socket-path=/run/kpoll/disk.sock", "--blk-file=/disk.img", "--log-format=json"),
     )
-    # Machines without systemd (CI) have cgroups that crun refuses: a mount namespace of its own, with cgroup2 alone.
-    namespace = 'mount --make-rprivate /; umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; exec "$@"'
-    command = ["unshare", "-m", "sh", "-c", namespace, "sh", *PODMAN, *inside]
     async with serving("kpoll in a container", command, run / "disk.sock", run / "unused") as daemon:
         async with uml(disk=daemon.socket) as guest:
             wrote = await guest.run("""
