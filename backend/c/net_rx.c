@@ -19,7 +19,8 @@
  * A frame longer than all that is held is dropped, as a network card does. QEMU keeps it and stops reading until the driver
  * has added enough, which may be never; meanwhile the frames behind it, which would fit, are lost somewhere else.
  *
- * A port that lends its frames (net_port.h) needs no such guess: what it lends is copied into as many buffers as it takes.
+ * A port that lends its frames (net_port.h) needs no such guess: what it lends is copied into as many buffers as it takes, and
+ * into one with few instructions.
  *
  * A frame that is dropped in the midst of a batch leaves its buffer behind others that are used. It is filled next. Should
  * the queue stop before that, the ring can't be rewound across what was used after it: it is given back empty.
@@ -30,6 +31,8 @@
 #include <string.h>
 
 #define REFILL 256u       /* chains popped in one turn */
+#define PREFETCH_AHEAD 8u /* buffers */
+#define CACHE_LINE 64u
 #define GATHER_IOVS 1000u /* what readv(2) takes (UIO_MAXIOV), header and spill apart */
 
 /* The i-th of the held buffers. */
@@ -224,6 +227,47 @@ static uint32_t copy_lent(struct net_queue *q, const struct net_frame *f, uint32
 	return bufs;
 }
 
+/* Have the beginning of a held buffer travel here to be written: the driver has looked at it since it was last. */
+static void prefetch(const struct net_queue *q, uint32_t at)
+{
+	const uint8_t *to = held(q, at)->iov.iov_base;
+
+	__builtin_prefetch(to, 1);
+	__builtin_prefetch(to + CACHE_LINE, 1);
+}
+
+/*
+ * copy_lent() of plain frames that fit one buffer each, as nearly all do: the first of @n into the first held buffers. Return:
+ * how many come before one that isn't so
+ */
+static unsigned copy_fitting(struct net_queue *q, const struct net_frame *frames, unsigned n)
+{
+	uint64_t bytes = 0;
+	unsigned i;
+
+	for (i = 0; i < n && i < PREFETCH_AHEAD; i++)
+		prefetch(q, i);
+	for (i = 0; i < n; i++) {
+		const struct net_buf *buf = held(q, i);
+		struct virtio_net_hdr_v1 *hdr = frames[i].lent;
+		uint32_t len = frames[i].len;
+
+		if (unlikely(len - NET_FRAME_MIN > NET_FRAME_MAX - NET_FRAME_MIN || !net_hdr_plain(hdr) ||
+			     buf->chain.in_count != 1 || buf->chain.in_len < NET_HDR_LEN + len))
+			break;
+		if (i + PREFETCH_AHEAD < n)
+			prefetch(q, i + PREFETCH_AHEAD);
+		*hdr = (struct virtio_net_hdr_v1){ .num_buffers = 1 };
+		memcpy(buf->iov.iov_base, hdr, NET_HDR_LEN + len);
+		virtq_push(&q->queue.vq, &buf->chain, NET_HDR_LEN + len);
+		bytes += len;
+		q->last_len = len;
+	}
+	count_add(&q->stats.packets, i);
+	count_add(&q->stats.bytes, bytes);
+	return i;
+}
+
 /* The first @count buffers are the driver's again. */
 static void let_go(struct net_queue *q, uint32_t count)
 {
@@ -268,9 +312,10 @@ static int receive(struct net_lane *lane, struct net_queue *q, unsigned max)
 static int borrow(struct net_lane *lane, struct net_queue *q, unsigned max)
 {
 	int n = lane->port->ops->rx(lane->port, lane->frames, max);
-	uint32_t at = 0;
+	unsigned i = n > 0 ? copy_fitting(q, lane->frames, (unsigned)n) : 0;
+	uint32_t at = i;
 
-	for (int i = 0; i < n; i++)
+	for (; (int)i < n; i++)
 		at += copy_lent(q, &lane->frames[i], at);
 	let_go(q, at);
 	return n;

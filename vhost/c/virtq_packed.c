@@ -154,7 +154,7 @@ static inline __attribute__((always_inline)) int pop(struct virtq *q, struct vir
 	if (unlikely(!is_available(d.flags, q->avail_wrap)))
 		return virtq_fail(q, VIRTQ_FAULT_INCOMPLETE);
 	if (unlikely(d.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT)) || unlikely(d.id >= q->size) ||
-	    !virtq_gather_single(q, chain, iov, cap, d.id, d.addr, d.len, d.flags & VRING_DESC_F_WRITE))
+	    !virtq_gather_single(q->near, chain, iov, cap, d.id, d.addr, d.len, d.flags & VRING_DESC_F_WRITE))
 		if (gather_chain(q, chain, iov, cap, d) < 0)
 			return -EPROTO;
 	q->avail_idx += chain->ndesc;

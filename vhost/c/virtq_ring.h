@@ -62,25 +62,25 @@ static inline void *virtq_at(struct virtq *q, uint64_t gpa, uint64_t len)
 }
 
 /*
- * virtq_gather_single() - Make a chain of one descriptor, which most are, in the region where the last one was. Return:
+ * virtq_gather_single() - Make a chain of one descriptor, which most are, in the region @near, where the last one was. Return:
  * false when it takes virtq_gather_buffer() to do it, or to say what is wrong
  */
-static inline bool virtq_gather_single(struct virtq *q, struct virtq_chain *chain, struct iovec *iov, unsigned cap,
-				       uint16_t id, uint64_t addr_gpa, uint32_t len, bool writable)
+static inline bool virtq_gather_single(const struct mem_region *near, struct virtq_chain *chain, struct iovec *iov,
+				       unsigned cap, uint16_t id, uint64_t addr_gpa, uint32_t len, bool writable)
 {
-	const struct mem_region *r = q->near;
-	uint64_t at = addr_gpa - r->gpa;
+	uint64_t at = addr_gpa - near->gpa;
+	uint32_t in_len = writable ? len : 0;
 
 	/* A length of 0 less 1 is larger than any room. */
-	if (unlikely(at >= r->size || (uint64_t)len - 1 >= r->size - at || cap == 0))
+	if (unlikely(at >= near->size || (uint64_t)len - 1 >= near->size - at || cap == 0))
 		return false;
-	*iov = (struct iovec){ r->ptr + at, len };
-	chain->id = id;
-	chain->ndesc = 1;
-	chain->out_count = !writable;
-	chain->in_count = writable;
-	chain->out_len = writable ? 0 : len;
-	chain->in_len = writable ? len : 0;
+	*iov = (struct iovec){ near->ptr + at, len };
+	*chain = (struct virtq_chain){ .id = id,
+				       .ndesc = 1,
+				       .out_count = !writable,
+				       .in_count = writable,
+				       .out_len = len - in_len,
+				       .in_len = in_len };
 	return true;
 }
 

@@ -155,7 +155,7 @@ static inline __attribute__((always_inline)) int pop_seen(struct virtq *q, uint1
 		return virtq_fail(q, VIRTQ_FAULT_DESC_INDEX);
 	d = virtq_copy_desc(&q->desc[head]);
 	if (likely(!(d.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT))) &&
-	    virtq_gather_single(q, chain, iov, cap, head, d.addr, d.len, d.flags & VRING_DESC_F_WRITE))
+	    virtq_gather_single(q->near, chain, iov, cap, head, d.addr, d.len, d.flags & VRING_DESC_F_WRITE))
 		return 0;
 	return gather_chain(q, chain, iov, cap, head, d);
 }
