@@ -70,6 +70,7 @@ class _Socket:
 
     Attributes:
         handle: A `struct net_port *`.
+        parts: The `struct net_xdp *` that it was made of.
         fd: The socket.
         sock: The same, for its options.
 
@@ -135,6 +136,7 @@ class _Socket:
                 for at in (ring.producer, ring.consumer, ring.flags)
             )
             part.entries = _address(ring.ring)
+        self.parts = with_
         if lib.net_port_xdp(out, with_):
             raise KpollError(f"{option}: out of memory")
         stack.callback(lib.net_port_destroy, out[0])

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 NEAR: Final = ("192.0.2.1", 4000)
 FAR: Final = ("192.0.2.2", 4000)
+NEAR_END: Final = "near"
+"""The name of the cable's end in the main thread's network."""
+
 _CLONE_NEWNET: Final = 0x40000000
 
 
@@ -48,7 +51,7 @@ def _far_end() -> socket.socket:
     """Lay the cable from the far end, in a thread of its own: a network belongs to a thread."""
     near = os.getpid()  # the main thread's network
     new_network()
-    _do(f"ip link add far type veth peer name near netns {near}")
+    _do(f"ip link add far type veth peer name {NEAR_END} netns {near}")
     _end("far", FAR[0])
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.bind(FAR)
@@ -62,8 +65,8 @@ def cable() -> Iterator[socket.socket]:
     with ThreadPoolExecutor(1) as executor:
         sock = executor.submit(_far_end).result()
     with sock:  # the far network lives as long as it does
-        _end("near", NEAR[0])
+        _end(NEAR_END, NEAR[0])
         try:
             yield sock
         finally:
-            _do("ip link del near")  # and not at some time later, with the far network
+            _do(f"ip link del {NEAR_END}")  # and not at some time later, with the far network

@@ -16,170 +16,26 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from kpoll.backend.bench.cable import FAR, NEAR, cable, new_network
-from kpoll.backend.bench.compare import RESULTS, WARMUP_S, Bar, choose_cpus, host, main, type_metric, warn_if_busy
-from kpoll.backend.bench.net import NetLoad, run_net
-from kpoll.backend.bench.peers import kpoll_net, running, testpmd
-from kpoll.backend.bench.raw import lasting_tap, raise_link, raw_tap, raw_udp
+from kpoll.backend.bench.cable import new_network
+from kpoll.backend.bench.compare import RESULTS, choose_cpus, host, main, warn_if_busy
+from kpoll.backend.bench.net_cases import CASES, TAP, Case, Place
+from kpoll.backend.bench.raw import lasting_tap, raise_link
 from kpoll.backend.bench.report import number
-from kpoll.backend.errors import KpollError, UsageError
+from kpoll.backend.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from kpoll.backend.bench.net_report import NetReport
-
-METRICS: Final[dict[type_metric, Callable[[NetReport], float]]] = {
-    "Mpps": lambda report: report.pps / 1e6,
-    "M/CPU s": lambda report: 1e3 / (report.cpu_ns_per_packet or float("nan")),
-    "p50 µs": lambda report: float("nan") if report.rtt is None else report.rtt.p50 / 1e3,
-}
-_TAP: Final = "bench0"
-_VXLAN_HEADER: Final = 8  # RFC 7348 §5
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a measurement happens.
-
-    Attributes:
-        cpus: The back-end's CPU, and the front-end's.
-        folder: For the socket.
-        logs: For what back-ends print.
-        runtime: Seconds to measure.
-        sink: Takes UDP datagrams, and never reads them.
-
-    """
-
-    cpus: tuple[int, int]
-    folder: Path
-    logs: Path
-    runtime: float
-    sink: socket.socket
-
-    @property
-    def sock(self) -> Path:
-        """Where the back-end listens."""
-        return self.folder / "socket"
-
-
-type_side = Callable[[Place], float]
-
-
-def _drive(command: list[str], place: Place, name: str, load: dict[str, Any], metric: type_metric) -> float:
-    asked = NetLoad(runtime=place.runtime, warmup=WARMUP_S, cpu=place.cpus[1], **load)
-    with running(command, place.sock, place.cpus[0], place.logs / f"{name}.log"):
-        report = run_net(place.sock, asked)
-    if report.complaint:
-        raise KpollError(f"{name}: {report.complaint}")
-    return METRICS[metric](report)
-
-
-def ours(backend: str, load: dict[str, Any], metric: type_metric = "Mpps") -> type_side:
-    """Measure a card of kpoll's; {sink} in `backend` is the sink's port."""
-
-    def side(place: Place) -> float:
-        text = backend.replace("{sink}", str(place.sink.getsockname()[1]))
-        return _drive(kpoll_net(text, place.sock), place, "kpoll-net", load, metric)
-
-    return side
-
-
-def theirs(mode: str, load: dict[str, Any], *options: str, metric: type_metric = "Mpps") -> type_side:
-    """Measure testpmd."""
-    return lambda place: _drive(testpmd(mode, place.sock, place.cpus[0], *options), place, "testpmd", load, metric)
-
-
-def over_the_cable(*options: str) -> type_side:
-    """Measure round trips of a card over UDP, with what comes out at the path's other end sent back there."""
-    path = f"udp:{NEAR[0]}:{NEAR[1]},{FAR[0]}:{FAR[1]}"
-
-    def side(place: Place) -> float:
-        with cable() as reflector:
-            load = {"mode": "echo", "reflector": reflector}
-            return _drive(kpoll_net(path, place.sock, *options), place, "kpoll-net", load, "p50 µs")
-
-    return side
-
-
-def _on_the_backend_s_cpu(place: Place, loop: Callable[[], float]) -> float:
-    os.sched_setaffinity(0, {place.cpus[0]})
-    try:
-        return loop() / 1e6
-    finally:
-        os.sched_setaffinity(0, {place.cpus[1]})
-
-
-def sending(size: int) -> type_side:
-    """Measure a loop that sends datagrams to the sink."""
-    return lambda place: _on_the_backend_s_cpu(
-        place, lambda: raw_udp(("127.0.0.1", place.sink.getsockname()[1]), size, NetLoad.batch, place.runtime)
-    )
-
-
-def writing(size: int) -> type_side:
-    """Measure a loop that writes to a tap."""
-    return lambda place: _on_the_backend_s_cpu(place, lambda: raw_tap(_TAP, size, place.runtime))
-
-
-@dataclass(frozen=True)
-class Case:
-    """Two sides of one load, and what their ratio has to be."""
-
-    name: str
-    kpoll: type_side
-    other: type_side
-    peer: Literal["testpmd", "raw", "off"]  # off: kpoll without polling
-    bar: Bar | None
-    metric: type_metric = "Mpps"
-
-
-_AS_FAST: Final = Bar("Mpps", ">=", 1.0)
-_NEARLY: Final = Bar("M/CPU s", ">=", 0.9)
-
-
-def _cases_of(size: int) -> list[Case]:
-    tx: dict[str, Any] = {"mode": "tx", "size": size}
-    rx: dict[str, Any] = {"mode": "rx", "size": size}
-    alone: dict[str, Any] = {"mode": "echo", "size": size}
-    many = {**alone, "depth": 128}
-    udp = {**tx, "size": min(size, 1400)}  # with its headers it has to fit the path's 1,500
-    path, segment = "udp:127.0.0.1:9,127.0.0.1:{sink}", "vxlan:vni=7,local=127.0.0.2,remote=127.0.0.1,port={sink}"
-    cpu: type_metric = "M/CPU s"
-    quick = theirs("io", alone, metric="p50 µs")
-    return [
-        Case(f"null-tx-{size}", ours("null", tx), theirs("rxonly", tx), "testpmd", _AS_FAST),
-        Case(
-            f"null-rx-{size}", ours(f"null:{size}", rx), theirs("txonly", rx, f"--txpkts={size}"), "testpmd", _AS_FAST
-        ),
-        Case(f"echo-{size}", ours("echo", many), theirs("io", many), "testpmd", _AS_FAST),
-        Case(f"echo-rtt-{size}", ours("echo", alone, "p50 µs"), quick, "testpmd", None, "p50 µs"),
-        Case(f"udp-tx-{size}", ours(path, udp, cpu), sending(udp["size"]), "raw", _NEARLY, cpu),
-        Case(f"vxlan-tx-{size}", ours(segment, udp, cpu), sending(udp["size"] + _VXLAN_HEADER), "raw", _NEARLY, cpu),
-        Case(f"tap-tx-{size}", ours(f"tap:{_TAP}", tx, cpu), writing(size), "raw", _NEARLY, cpu),
-    ]
-
-
-_QUICKER: Final = Bar("p50 µs", "<=", 0.65)
-_POLLED = over_the_cable("--busy-poll-us", "100")
-
-CASES: Final = (
-    *_cases_of(64),
-    *_cases_of(1500),
-    Case("udp-rtt-64", _POLLED, over_the_cable("--poll", "off"), "off", _QUICKER, "p50 µs"),
-)
+    from collections.abc import Callable, Iterator
 
 
 @dataclass
@@ -252,7 +108,7 @@ def own_network() -> Iterator[socket.socket]:
     """Move into a network of our own, with a loopback interface and a tap; gives a UDP socket that nobody reads."""
     new_network()
     raise_link("lo")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink, lasting_tap(_TAP):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink, lasting_tap(TAP):
         sink.bind(("127.0.0.1", 0))
         yield sink
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import socket
     from pathlib import Path
 
+    from kpoll.backend.bench.datagrams import Datagrams
     from kpoll.vhost.frontend import Memory
 
 type_mode = Literal["tx", "rx", "echo"]
@@ -53,7 +54,7 @@ class NetLoad:
     Attributes:
         mode: `tx` sends, `rx` receives, `echo` sends and waits for the same frames to come back.
         size: Bytes of a frame, from its destination address to its payload's end.
-        depth: Frames under way per pair (echo).
+        depth: Frames under way per pair (echo); of the feeder's (rx).
         batch: Most frames, or buffers, that are published at once.
         pairs: Queue pairs, all driven by one thread.
         queue_size: Entries of each queue.
@@ -69,6 +70,7 @@ class NetLoad:
         seed: Of the frames' bytes.
         stall: Seconds without any frame after which the back-end counts as hung.
         reflector: A connected datagram socket at the other end of the path, on which all that comes is sent back.
+        feeder: Such a socket, and what is sent there so that something comes (rx); None: others send.
 
     """
 
@@ -90,6 +92,7 @@ class NetLoad:
     seed: int = 1
     stall: float = 10.0
     reflector: socket.socket | None = None
+    feeder: tuple[socket.socket, Datagrams] | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without a card. Raises UsageError."""
@@ -167,6 +170,8 @@ class _Bench:
         config.seed = load.seed
         config.stall_ns = int(load.stall * _NS)
         config.reflect_fd = -1 if load.reflector is None else load.reflector.fileno()
+        if load.feeder is not None:
+            config.feed_fd, config.feed = load.feeder[0].fileno(), load.feeder[1].handle
         area = -(-int(lib.bench_net_area_bytes(config)) // _PAGE) * _PAGE
         ring = -(-lay_out(load.queue_size, frontend.acked_features, 1).end // _PAGE) * _PAGE
         memory: Memory = frontend.add_memory(-(-(area + ring * 2 * load.pairs) // _REGION) * _REGION)

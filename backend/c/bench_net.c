@@ -67,6 +67,7 @@ static bool config_valid(const struct bench_net_config *cfg)
 	       cfg->size <= BENCH_NET_FRAME_MAX && cfg->rx_buffer >= NET_HDR_LEN + BENCH_NET_FRAME_MIN &&
 	       cfg->rx_buffer <= NET_HDR_LEN + BENCH_NET_FRAME_MAX && cfg->batch >= 1 &&
 	       cfg->batch <= BENCH_NET_BATCH_MAX && cfg->depth >= 1 && cfg->depth <= cfg->queue_size &&
+	       (!cfg->feed || bench_datagrams_count(cfg->feed) <= cfg->depth) &&
 	       (uintptr_t)cfg->area % BENCH_NET_LINE == 0;
 }
 
@@ -225,6 +226,17 @@ static int reflect(struct bench_net *b)
 	return 0;
 }
 
+/* Be the other end of a path, from which frames come. In this thread, as above. */
+static int feed(struct bench_net *b)
+{
+	/* What a former run sent may still come: signed. */
+	int64_t under_way = (int64_t)(b->fed - b->result->received);
+
+	if (under_way > (int64_t)(b->cfg.depth - bench_datagrams_count(b->cfg.feed)))
+		return 0;
+	return bench_datagrams_send(b->cfg.feed, b->cfg.feed_fd, &b->fed);
+}
+
 /* One look at every queue. Return: how much of what the mode waits for was there, or -errno */
 static int turn(struct bench_net *b)
 {
@@ -232,6 +244,12 @@ static int turn(struct bench_net *b)
 
 	if (unlikely(b->cfg.reflect_fd >= 0)) {
 		int err = reflect(b);
+
+		if (err)
+			return err;
+	}
+	if (unlikely(b->cfg.feed) && b->mode == BENCH_NET_RX) {
+		int err = feed(b);
 
 		if (err)
 			return err;
@@ -278,6 +296,7 @@ static void give_up(struct bench_net *b)
 {
 	for (uint32_t i = 0; i < b->pair_count; i++)
 		b->pairs[i].awaited = b->pairs[i].next;
+	b->fed = b->result->received;
 }
 
 static int loop(struct bench_net *b, uint64_t start_ns)
@@ -358,8 +377,8 @@ int bench_net_run(struct bench_net *b, const struct bench_net_load *load, struct
 		return -EINVAL;
 	memset(out, 0, sizeof(*out));
 	calls(b);
-	give_up(b);
 	b->result = out;
+	give_up(b);
 	b->mode = load->mode;
 	b->left = load->frames ? load->frames : UINT64_MAX;
 	start_ns = now_ns();

@@ -14,6 +14,7 @@
 
 #include "../../vhost/c/driver.h"
 #include "bench_buckets.h"
+#include "bench_datagrams.h"
 #include "net_hdr.h"
 
 #define BENCH_NET_PAIRS_MAX 128
@@ -28,12 +29,15 @@ struct bench_net_config {
 	uint32_t size;              /* bytes of a frame that we send, its header apart */
 	uint32_t rx_buffer;         /* bytes of a buffer to receive into */
 	uint32_t batch;             /* most frames per publication */
-	uint32_t depth;             /* echo: frames under way per pair, at most queue_size */
+	uint32_t depth;             /* echo: frames under way per pair; rx: of `feed`; at most queue_size */
 	bool mrg_rxbuf;             /* negotiated: a frame may come in several buffers */
 	bool verify;                /* every frame's bytes follow from its number, and are compared */
 	uint64_t seed;              /* of these bytes */
 	uint64_t stall_ns;          /* nothing comes for so long: -ETIMEDOUT */
 	int reflect_fd; /* datagrams that come here are sent back, between two looks at the queues; -1: none. Not owned */
+	struct bench_datagrams
+		*feed; /* rx: what comes is what we send to the other end of the path; NULL: others do. Not owned */
+	int feed_fd;   /* a connected socket there. Not owned */
 	uint8_t *area; /* page-aligned, bench_net_area_bytes() long */
 	uint64_t area_gpa;
 };

@@ -54,6 +54,7 @@ struct bench_net {
 	struct bench_net_result *result;
 	int mode;
 	uint64_t left, deadline_ns;
+	uint64_t fed; /* datagrams that were sent to the other end, those that were lost apart */
 };
 
 /* Bytes from one place to the next. */

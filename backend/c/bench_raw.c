@@ -1,14 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * bench_raw.c - plain loops of system calls
+ * bench_raw.c - plain loops of system calls that send
  *
  * Each frame of a batch has memory of its own, as those of a guest have: one copy, by the kernel.
  */
 #include "bench_raw.h"
 
 #include <errno.h>
-#include <netinet/in.h>
-#include <netinet/udp.h>
+#include <linux/if_xdp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -17,87 +16,27 @@
 #include "../../kernel/c/atomics.h"
 #include "net_hdr.h"
 
-#ifndef UDP_SEGMENT
-#define UDP_SEGMENT 103
-#endif
-#define BATCH_MAX 64u       /* what the kernel cuts one message into (UDP_MAX_SEGMENTS) */
-#define MESSAGE_MAX 65000u  /* bytes of one message, well below what IP has room for */
 #define ROUNDS_PER_LOOK 16u /* between looks at the clock */
-#define CONTROL CMSG_SPACE(sizeof(uint16_t))
+#define XDP_CHUNKS 128u     /* that are sent in turns: few enough for the cache, and as many as may be under way */
 
-struct udp_batch {
-	struct iovec iov[BATCH_MAX];
-	struct mmsghdr messages[BATCH_MAX];
-	union {
-		char bytes[CONTROL];
-		struct cmsghdr align;
-	} control[BATCH_MAX];
-	uint8_t *frames;
-	unsigned count; /* of messages */
-};
-
-/* Lay a batch out: messages of @each datagrams. */
-static int lay_out(struct udp_batch *b, uint32_t size, uint32_t batch, uint32_t each)
+/* As bench_net.c's: broadcast, Local Experimental 1. */
+static void address(uint8_t *frame)
 {
-	b->frames = calloc(batch, size);
-	if (!b->frames)
-		return -ENOMEM;
-	for (uint32_t i = 0; i < batch; i++)
-		b->iov[i] = (struct iovec){ b->frames + (size_t)i * size, size };
-	for (uint32_t first = 0; first < batch; first += each) {
-		struct msghdr *msg = &b->messages[b->count].msg_hdr;
-
-		msg->msg_iov = &b->iov[first];
-		msg->msg_iovlen = batch - first < each ? batch - first : each;
-		if (msg->msg_iovlen > 1) {
-			struct cmsghdr *cmsg;
-			uint16_t segment = (uint16_t)size;
-
-			msg->msg_control = b->control[b->count].bytes;
-			msg->msg_controllen = CONTROL;
-			cmsg = CMSG_FIRSTHDR(msg);
-			cmsg->cmsg_level = IPPROTO_UDP;
-			cmsg->cmsg_type = UDP_SEGMENT;
-			cmsg->cmsg_len = CMSG_LEN(sizeof(segment));
-			memcpy(CMSG_DATA(cmsg), &segment, sizeof(segment));
-		}
-		b->count++;
-	}
-	return 0;
+	memset(frame, 0xff, 6);
+	memcpy(frame + 12, "\x88\xb5", 2);
 }
 
-static int send_batch(int fd, struct udp_batch *b, uint64_t *frames)
+int bench_raw_udp(int fd, struct bench_datagrams *batch, uint64_t runtime_ns, struct bench_raw_result *out)
 {
-	for (unsigned done = 0; done < b->count;) {
-		int n = sendmmsg(fd, b->messages + done, b->count - done, 0);
+	uint64_t start_ns = now_ns();
+	int err = 0;
 
-		if (n < 0 && errno != EINTR)
-			return -errno;
-		for (int i = 0; i < n; i++)
-			*frames += b->messages[done++].msg_hdr.msg_iovlen;
-	}
-	return 0;
-}
-
-int bench_raw_udp(int fd, uint32_t size, uint32_t batch, bool segment, uint64_t runtime_ns,
-		  struct bench_raw_result *out)
-{
-	struct udp_batch b = { 0 };
-	uint64_t start_ns, frames = 0;
-	int err;
-
-	if (size < NET_FRAME_MIN || size > MESSAGE_MAX || batch < 1 || batch > BATCH_MAX)
-		return -EINVAL;
-	err = lay_out(&b, size, batch, segment ? MESSAGE_MAX / size : 1);
-	start_ns = now_ns();
-	while (!err) {
+	*out = (struct bench_raw_result){ 0 };
+	while (!err && out->elapsed_ns < runtime_ns) {
 		for (unsigned i = 0; i < ROUNDS_PER_LOOK && !err; i++)
-			err = send_batch(fd, &b, &frames);
-		*out = (struct bench_raw_result){ frames, now_ns() - start_ns };
-		if (out->elapsed_ns >= runtime_ns)
-			break;
+			err = bench_datagrams_send(batch, fd, &out->frames);
+		out->elapsed_ns = now_ns() - start_ns;
 	}
-	free(b.frames);
 	return err;
 }
 
@@ -105,7 +44,7 @@ int bench_raw_tap(int fd, uint32_t size, uint64_t runtime_ns, struct bench_raw_r
 {
 	struct virtio_net_hdr_v1 hdr = { 0 };
 	struct iovec iov[2] = { { &hdr, NET_HDR_LEN } };
-	uint64_t start_ns, frames = 0;
+	uint64_t start_ns;
 	uint8_t *frame;
 	int err = 0;
 
@@ -114,21 +53,65 @@ int bench_raw_tap(int fd, uint32_t size, uint64_t runtime_ns, struct bench_raw_r
 	frame = calloc(1, size);
 	if (!frame)
 		return -ENOMEM;
-	memset(frame, 0xff, 6); /* as bench_net.c's: broadcast, Local Experimental 1 */
-	memcpy(frame + 12, "\x88\xb5", 2);
+	address(frame);
 	iov[1] = (struct iovec){ frame, size };
+	*out = (struct bench_raw_result){ 0 };
 	start_ns = now_ns();
-	while (!err) {
+	while (!err && out->elapsed_ns < runtime_ns) {
 		for (unsigned i = 0; i < 32 * ROUNDS_PER_LOOK && !err; i++) {
 			if (writev(fd, iov, 2) >= 0)
-				frames++;
+				out->frames++;
 			else if (errno != EINTR && errno != EAGAIN)
 				err = -errno;
 		}
-		*out = (struct bench_raw_result){ frames, now_ns() - start_ns };
-		if (out->elapsed_ns >= runtime_ns)
-			break;
+		out->elapsed_ns = now_ns() - start_ns;
 	}
 	free(frame);
+	return err;
+}
+
+/* Send what was put into the tx ring up to @at, and take back what was sent. Return: 0 or -errno of sendto(2) */
+static int xdp_push(const struct net_xdp *with, uint32_t at)
+{
+	store_release(with->tx.producer, at);
+	while (load_acquire(with->tx.consumer) != at) {
+		mb_full(); /* as net_xdp.c's sleeps() */
+		if (!with->busy_poll && !(load_relaxed(with->tx.flags) & XDP_RING_NEED_WAKEUP))
+			continue;
+		if (sendto(with->fd, NULL, 0, MSG_DONTWAIT | MSG_NOSIGNAL, NULL, 0) < 0 && errno != EAGAIN &&
+		    errno != EBUSY && errno != ENOBUFS && errno != EINTR)
+			return -errno;
+	}
+	return 0;
+}
+
+int bench_raw_xdp(const struct net_xdp *with, uint32_t size, uint32_t batch, uint64_t runtime_ns,
+		  struct bench_raw_result *out)
+{
+	uint64_t start_ns = now_ns();
+	uint32_t at = 0, back;
+	int err = 0;
+
+	if (size < NET_FRAME_MIN || size > with->frame_max || batch < 1 || batch > XDP_CHUNKS)
+		return -EINVAL;
+	for (uint64_t i = 0; i < XDP_CHUNKS; i++)
+		address(with->umem + i * NET_XDP_CHUNK);
+	*out = (struct bench_raw_result){ 0 };
+	while (!err && out->elapsed_ns < runtime_ns) {
+		for (unsigned i = 0; i < ROUNDS_PER_LOOK && !err; i++) {
+			back = load_acquire(with->completion.producer);
+			store_release(with->completion.consumer, back);
+			if (at - back > XDP_CHUNKS - batch)
+				continue;
+			for (unsigned n = 0; n < batch; n++, at++)
+				((struct xdp_desc *)with->tx.entries)[at % NET_XDP_RING] = (struct xdp_desc){
+					.addr = (uint64_t)(at % XDP_CHUNKS) * NET_XDP_CHUNK,
+					.len = size,
+				};
+			err = xdp_push(with, at);
+			out->frames += batch;
+		}
+		out->elapsed_ns = now_ns() - start_ns;
+	}
 	return err;
 }

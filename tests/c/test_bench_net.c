@@ -7,6 +7,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/socket.h>
@@ -281,11 +282,21 @@ static void what_cannot_be_is_refused(void)
 	CHECK_EQ(bench_net_create(&bench, &cfg), -EINVAL);
 }
 
+static struct bench_datagrams *datagrams(uint32_t size, uint32_t count)
+{
+	static const uint8_t bytes[2048];
+	struct bench_datagrams *d;
+
+	CHECK_EQ(bench_datagrams_create(&d, bytes, size, count, 1), 0);
+	return d;
+}
+
 static void raw_loops_send_what_they_count(void)
 {
 	int fds[2];
 
-	for (unsigned batch = 1; batch <= 32; batch += 31) {
+	for (unsigned count = 1; count <= 32; count += 31) {
+		struct bench_datagrams *batch = datagrams(100, count);
 		struct bench_raw_result raw = { 0 };
 		uint8_t buf[2048];
 		uint64_t arrived = 0;
@@ -293,16 +304,81 @@ static void raw_loops_send_what_they_count(void)
 		CHECK_EQ(socketpair(AF_UNIX, SOCK_DGRAM, 0, fds), 0);
 		/* Nobody reads meanwhile: the loop ends when the socket is full. */
 		CHECK_EQ(fcntl(fds[0], F_SETFL, O_NONBLOCK), 0);
-		CHECK_EQ(bench_raw_udp(fds[0], 100, batch, false, 1000000000, &raw), -EAGAIN);
+		CHECK_EQ(bench_raw_udp(fds[0], batch, 1000000000, &raw), -EAGAIN);
 		while (recv(fds[1], buf, sizeof(buf), MSG_DONTWAIT) == 100)
 			arrived++;
 		CHECK(arrived > 0);
 		CHECK_EQ(raw.frames, arrived);
 		close(fds[0]);
 		close(fds[1]);
+		bench_datagrams_destroy(batch);
 	}
-	CHECK_EQ(bench_raw_udp(-1, 100, 65, false, 1, NULL), -EINVAL);
 	CHECK_EQ(bench_raw_tap(-1, 13, 1, NULL), -EINVAL);
+	CHECK_EQ(bench_raw_xdp(&(struct net_xdp){ .frame_max = 100 }, 101, 1, 1, NULL), -EINVAL);
+}
+
+static void datagrams_that_cannot_be_are_refused(void)
+{
+	static const uint8_t bytes[UINT16_MAX];
+	struct bench_datagrams *d;
+
+	CHECK_EQ(bench_datagrams_create(&d, bytes, 13, 1, 1), -EINVAL);
+	CHECK_EQ(bench_datagrams_create(&d, bytes, 65001, 1, 1), -EINVAL);
+	CHECK_EQ(bench_datagrams_create(&d, bytes, 100, 0, 1), -EINVAL);
+	CHECK_EQ(bench_datagrams_create(&d, bytes, 100, 65, 1), -EINVAL);
+	CHECK_EQ(bench_datagrams_create(&d, bytes, 100, 1, 0), -EINVAL);
+}
+
+/* What the first sends, the second receives; or it is lost, but nobody waits. */
+static void udp_pair(int fds[2])
+{
+	struct sockaddr_in at = { .sin_family = AF_INET, .sin_addr = { htonl(INADDR_LOOPBACK) } };
+	socklen_t len = sizeof(at);
+
+	for (int i = 0; i < 2; i++) {
+		fds[i] = socket(AF_INET, SOCK_DGRAM, 0);
+		CHECK(fds[i] >= 0);
+	}
+	CHECK_EQ(bind(fds[1], (struct sockaddr *)&at, sizeof(at)), 0);
+	CHECK_EQ(getsockname(fds[1], (struct sockaddr *)&at, &len), 0);
+	CHECK_EQ(connect(fds[0], (struct sockaddr *)&at, sizeof(at)), 0);
+}
+
+struct feeding {
+	pthread_t thread;
+	struct bench_datagrams *batch;
+	int fd, err;
+	uint64_t came;
+	uint32_t stop;
+};
+
+static void *feed(void *arg)
+{
+	struct feeding *f = arg;
+
+	f->err = bench_raw_feed(f->fd, f->batch, 64, &f->came, &f->stop);
+	return NULL;
+}
+
+static void a_raw_loop_receives_what_another_one_feeds_it(void)
+{
+	struct feeding f = { .batch = datagrams(100, 32) };
+	struct bench_raw_result raw = { 0 };
+	int fds[2];
+
+	udp_pair(fds);
+	f.fd = fds[0];
+	CHECK_EQ(bench_raw_feed(f.fd, f.batch, 31, &f.came, &f.stop), -EINVAL);
+	CHECK_EQ(pthread_create(&f.thread, NULL, feed, &f), 0);
+	CHECK_EQ(bench_raw_receive(fds[1], 100, 100000000, &f.came, &raw), 0);
+	__atomic_store_n(&f.stop, 1, __ATOMIC_RELEASE);
+	pthread_join(f.thread, NULL);
+	CHECK_EQ(f.err, 0);
+	CHECK(raw.frames > 64); /* more than was under way at once */
+	CHECK_EQ(raw.frames, f.came);
+	close(fds[0]);
+	close(fds[1]);
+	bench_datagrams_destroy(f.batch);
 }
 
 int main(void)
@@ -319,5 +395,7 @@ int main(void)
 	RUN(a_run_without_end_can_be_stopped_from_another_thread);
 	RUN(what_cannot_be_is_refused);
 	RUN(raw_loops_send_what_they_count);
+	RUN(datagrams_that_cannot_be_are_refused);
+	RUN(a_raw_loop_receives_what_another_one_feeds_it);
 	return 0;
 }

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from kpoll.backend.bench.compare_net import CASES, Results, as_dict, choose_cases, table
+from kpoll.backend.bench.compare_net import Results, as_dict, choose_cases, table
+from kpoll.backend.bench.net_cases import CASES
 from kpoll.backend.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 ECHO = next(case for case in CASES if case.name == "echo-64")
 # One of each back-end, and of each that it is compared with: all of them take minutes.
-MEASURED = [each for each in CASES if each.name in ("null-rx-64", "echo-64", "vxlan-tx-64", "tap-tx-64", "udp-rtt-64")]
+WANTED = ("null-rx-64", "echo-64", "vxlan-tx-64", "vxlan-rx-64", "xdp-tx-64", "tap-tx-64", "udp-rtt-64")
+MEASURED = [each for each in CASES if each.name in WANTED]
 
 
 def results(kpoll: list[float], other: list[float]) -> Results:
