@@ -92,7 +92,7 @@ class _Kpoll(click.Group):
 
             return bench
         if cmd_name == "nvme":
-            from .nvme_cli import nvme  # noqa: PLC0415 - as above
+            from .nvme_fabrics_cli import nvme  # noqa: PLC0415 - as above
 
             return nvme
         if cmd_name == "doctor":

@@ -15,7 +15,7 @@ from .errors import KpollError, UsageError
 from .nvme_report import device_tables, topology_table
 from .subcommand import Subcommand
 
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead (names: docs/nvme.md).")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead (names: docs/nvme.md).")
 
 
 @click.group()
@@ -24,7 +24,7 @@ def nvme() -> None:
 
 
 @nvme.command("list", cls=Subcommand)
-@_json
+@json_option
 def list_devices(*, as_json: bool) -> None:
     """List the namespaces, and the controllers that lead to them."""
     topology = scan(load())
@@ -42,7 +42,7 @@ def list_devices(*, as_json: bool) -> None:
 
 @nvme.command(cls=Subcommand)
 @click.argument("device")
-@_json
+@json_option
 def show(*, device: str, as_json: bool) -> None:
     """Show what DEVICE (/dev/nvme0n1, or nvme0n1 for short) says of itself: a namespace or a controller."""
     if not device:

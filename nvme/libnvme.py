@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import uuid
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +26,7 @@ PACKAGE: Final = "libnvme1"  # Debian's
 _NSID_ALL: Final = 0xFFFFFFFF
 _CNS_NAMESPACE: Final = 0
 _CNS_CONTROLLER: Final = 1
+_CNS_ACTIVE_NAMESPACES: Final = 2
 _LID_SMART: Final = 2
 _TIMEOUT_MS: Final = 5000  # a healthy device answers an admin command within milliseconds
 _NO_LOG: Final = -1  # below every syslog level: what goes wrong is said by us
@@ -124,7 +126,7 @@ class StatusError(Exception):
 def load(name: str = SONAME) -> Libnvme | None:
     """Load the library; None where it isn't installed."""
     try:
-        return Libnvme(ffi.dlopen(name))
+        return Libnvme(ffi.dlopen(name), name)
     except OSError:
         return None
 
@@ -149,11 +151,17 @@ def _hex(value: Any, size: int) -> str | None:
 
 
 class Libnvme:
-    """The loaded library."""
+    """The loaded library.
 
-    def __init__(self, lib: Any) -> None:
+    Attributes:
+        name: What it was loaded as.
+
+    """
+
+    def __init__(self, lib: Any, name: str = SONAME) -> None:
         """Wrap what dlopen() gave."""
         self._lib = lib
+        self.name = name
 
     def scan(self) -> Topology:
         """Look at what there is. A namespace that this user may not open is left out, as the library does it.
@@ -263,6 +271,11 @@ class Libnvme:
         nsid = ffi.new("uint32_t *")
         self._check(self._lib.nvme_get_nsid(fd, nsid))
         return self._identify(fd, _CNS_NAMESPACE, nsid[0])
+
+    def active_namespaces(self, fd: int) -> list[int]:
+        """Return the NSIDs that a controller has, ascending, at most 1024. Raises as identify_controller() does."""
+        page = self._identify(fd, _CNS_ACTIVE_NAMESPACES, 0)
+        return [nsid for (nsid,) in struct.iter_unpack("<I", page) if nsid]
 
     def smart_log(self, fd: int) -> bytes:
         """Return the controller's SMART / Health Information. Raises as identify_controller() does."""

@@ -9,6 +9,8 @@ import pytest
 
 from tests.cli.harness import refused, run
 
+NQN = "nqn.2024-01.example:disk"
+
 
 @pytest.mark.parametrize(
     ("args", "says"),
@@ -18,6 +20,19 @@ from tests.cli.harness import refused, run
         (["show", ""], "give the name of an NVMe device"),
         (["show", "nvme0", "nvme1"], "unexpected extra argument"),
         (["list", "nvme0"], "unexpected extra argument"),
+        (["connect", "--traddr", "192.0.2.1"], "Missing option '-n' / '--nqn'"),
+        (["connect", "--nqn", NQN], "no target: give --traddr IP"),
+        (["connect", "--nqn", NQN, "--traddr", "host.example"], "--traddr host.example: give an IP address"),
+        (["connect", "--nqn", "a,b", "--traddr", "192.0.2.1"], "--nqn a,b: is no NQN"),
+        (["connect", "--nqn", NQN, "--transport", "fc"], "Invalid value for '-t' / '--transport'"),
+        (["connect", "--nqn", NQN, "--transport", "loop", "--trsvcid", "1"], "--trsvcid is not for --transport loop"),
+        (
+            ["connect", "--nqn", NQN, "-t", "rdma", "-a", "192.0.2.1", "-f", "eth0"],
+            "--host-iface is for --transport tcp",
+        ),
+        (["discover", "--traddr", "192.0.2.1", "--hostnqn", ""], "--hostnqn : is no NQN"),
+        (["disconnect"], "give --nqn NQN, or --device NAME"),
+        (["disconnect", "--nqn", NQN, "--device", "nvme1"], "give --nqn NQN, or --device NAME"),
     ],
 )
 def test_a_wrong_command_line_is_a_usage_error(args: list[str], says: str) -> None:
@@ -41,3 +56,18 @@ def test_list_works_on_any_host() -> None:
     listed = run("nvme", "list", "--json")
     assert (listed.returncode, listed.stderr) == (0, "")
     assert isinstance(json.loads(listed.stdout)["hosts"], list)
+
+
+@pytest.mark.skipif(Path("/dev/nvme-fabrics").exists(), reason="this host has NVMe over Fabrics")
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["nvme", "connect", "--traddr", "192.0.2.1", "--nqn", NQN],
+        ["nvme", "discover", "--traddr", "192.0.2.1"],
+        ["nvme", "disconnect", "--nqn", NQN],
+    ],
+    ids=lambda args: args[1],
+)
+def test_without_the_kernels_driver_the_way_to_it_is_told(args: list[str]) -> None:
+    line = refused(*args, code=1)
+    assert "/dev/nvme-fabrics isn't there: load the kernel's driver with `modprobe nvme-tcp`" in line
