@@ -103,6 +103,10 @@ class Disk:
     def write_back(self, value: bool) -> None:
         self.dev.write_back = int(value)
 
+    def reopened(self) -> None:
+        """Tell the workers that the descriptor is another disk's now: who fails on the old one tries the new one."""
+        lib.blk_dev_reopened(self.dev)
+
     def sync(self) -> None:
         """Make all that was written durable; blocks. Raises OSError."""
         error = -lib.io_target_flush(ffi.addressof(self.dev, "target"))

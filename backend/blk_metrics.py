@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from kpoll.vhost._core import lib
 
@@ -47,16 +47,22 @@ class BlkCollector(DeviceCollector):
         requests = CounterMetricFamily("kpoll_requests", "Requests answered", labels=labels)
         sizes = CounterMetricFamily("kpoll_request_bytes", "Bytes read or written by requests", labels=labels)
         errors = CounterMetricFamily("kpoll_request_errors", "Requests that failed", labels=[*labels, "kind"])
+        retries = CounterMetricFamily("kpoll_request_retries", "Failures that the guest wasn't told of", labels=labels)
+        kept = GaugeMetricFamily(
+            "kpoll_requests_kept", "Requests that failed or came after one, and wait", labels=["device", "queue"]
+        )
         seconds = HistogramMetricFamily(
             "kpoll_request_duration_seconds", "Time from popping a request to answering it", labels=labels
         )
         for queue in (queue for queue in self._disk.queues if queue.used):
             stats: Any = queue.stats
+            kept.add_metric([self.identity.device, str(queue.index)], stats.kept)
             for i, op in enumerate(OPS):
                 key = [self.identity.device, str(queue.index), op]
                 requests.add_metric(key, stats.requests[i])
                 sizes.add_metric(key, stats.bytes[i])
+                retries.add_metric(key, stats.failures[i])
                 seconds.add_metric(key, cumulated(list(stats.latency[i])), stats.latency_sum_ns[i] / 1e9)
                 for j, kind in enumerate(ERROR_KINDS):
                     errors.add_metric([*key, kind], stats.errors[i][j])
-        yield from (requests, sizes, errors, seconds)
+        yield from (requests, sizes, errors, retries, kept, seconds)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+import trio
+
 from .blk_device import open_device
 from .blk_disk import open_disk
+from .blk_errors import ErrorWatch
 from .blk_metrics import BlkCollector
+from .blk_opener import opener
+from .blk_return import ReturnWatch
 from .metrics import Identity
 from .resize import ResizeWatch
-from .service import Service
+from .service import Service, nothing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,11 +31,42 @@ if TYPE_CHECKING:
 def open_blk(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[Service]:
     """Open the disk and make its device; close all on leaving, when no worker runs any more. Raises KpollError."""
     with ExitStack() as stack:
+        name = config.device
+        reached = None
+        if config.nvme_tcp is not None:
+            from .blk_fabrics import reach  # noqa: PLC0415 - other disks need none of it
+
+            reached = stack.enter_context(reach(config.nvme_tcp, config.on_error))
+            config = replace(config, blk_file=reached.node, nvme_tcp=None)
         disk = stack.enter_context(open_disk(config))
+        again = stack.enter_context(opener(disk.fd)) if disk.fd >= 0 else None
         device = stack.enter_context(open_device(config, disk, log))
         resize = ResizeWatch(device, log)
         stack.callback(resize.close)
-        identity = Identity(config.device, version("kpoll"), device.engine.name, config.poll.strategy)
+        errors = ErrorWatch(device, config.on_error, log)
+        stack.callback(errors.close)
+        # Under `stop` it is the operator who says that all is well.
+        returned = ReturnWatch(disk, again, errors.resume if config.on_error == "retry" else nothing, log)
+        stack.callback(returned.close)
+
+        async def watch() -> None:
+            if reached is not None:
+                log.info("nvme_connected", controller=reached.controller, namespace=reached.node, ours=reached.ours)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(resize.run)
+                nursery.start_soon(errors.run)
+                nursery.start_soon(returned.run)
+
+        async def refresh() -> None:
+            await returned.look()
+            await resize.check()
+            errors.resume()
+
+        def ready() -> None:
+            resize.open()
+            returned.open()
+
+        identity = Identity(name, version("kpoll"), device.engine.name, config.poll.strategy)
         yield Service(
             device=device,
             facts={
@@ -41,7 +78,8 @@ def open_blk(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[Service]:
                 "read_only": config.read_only,
             },
             collector=BlkCollector(identity, device),
-            ready=resize.open,
-            watch=resize.run,
-            refresh=resize.check,
+            ready=ready,
+            watch=watch,
+            refresh=refresh,
+            abandon=nothing if reached is None else reached.abandon,
         )

@@ -33,6 +33,7 @@ from .config import (
 from .errors import KpollError, UsageError
 from .net_config import MTU_MAX, MTU_MIN
 from .net_options import NetConfig, parse_backend, parse_mac, random_mac
+from .nvme_tcp import parse_nvme_tcp
 from .poll import POLL_US_DEFAULT, POLL_US_MAX, choose_poll
 
 if TYPE_CHECKING:
@@ -182,6 +183,11 @@ def _common_options(command: type_command) -> type_command:
 )
 @_socket_options
 @click.option("--blk-file", metavar="PATH", help="The disk: a raw image file or a block device.")
+@click.option(
+    "--nvme-tcp",
+    metavar="addr=IP[:PORT],nqn=NQN[,nsid=N]",
+    help="The disk instead: an NVMe namespace over TCP; connected for as long as kpoll runs, or used if it is already.",
+)
 @click.option("--read-only", is_flag=True, help="Refuse all writes.")
 @click.option(
     "--engine",
@@ -210,7 +216,9 @@ def _common_options(command: type_command) -> type_command:
     "--on-error",
     type=click.Choice(["report", "retry", "stop"]),
     default="report",
-    help="What to do when the disk fails; this release reports it to the guest.",
+    show_default=True,
+    help="What becomes of requests that the disk fails: the guest is told; they are tried again until they succeed; "
+    "they and all after them wait for SIGHUP.",
 )
 @_common_options
 def blk(**options: Any) -> None:
@@ -249,10 +257,11 @@ def blk_config(**options: Any) -> BlkConfig:
     cpus = parse_cpus(options["cpus"]) if options["cpus"] is not None else ()
     num_queues = default_num_queues() if options["num_queues"] is None else options["num_queues"]
     workers = options["workers"]
-    serial, size = options["serial"], options["size"]
+    serial, size, nvme_tcp = options["serial"], options["size"], options["nvme_tcp"]
     config = {
         **_common_config(options),
         "blk_file": options["blk_file"],
+        "nvme_tcp": None if nvme_tcp is None else parse_nvme_tcp(nvme_tcp),
         "read_only": options["read_only"],
         "engine": options["engine"],
         "size": None if size is None else parse_size(size),
@@ -260,11 +269,8 @@ def blk_config(**options: Any) -> BlkConfig:
         "serial": b"" if serial is None else parse_serial(serial),
         "workers": workers if workers is not None else len(cpus) or 1,
         "cpus": cpus,
+        "on_error": options["on_error"],
     }
-    if options["on_error"] != "report":
-        raise KpollError(
-            f"--on-error {options['on_error']}: this release only reports errors to the guest; use --on-error report"
-        )
     if options["iopoll"] == "on":
         raise KpollError("--iopoll on: this release can't use NVMe poll queues yet; use --iopoll auto")
     return BlkConfig(poll=choose_poll(options["poll"], options["poll_max_us"], probe_kernel()), **config)

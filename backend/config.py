@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from .errors import UsageError
 
 if TYPE_CHECKING:
+    from .nvme_tcp import NvmeTcp
     from .poll import PollConfig
 
 SECTOR: Final = 512
@@ -24,6 +25,7 @@ WORKERS_MAX: Final = 256
 SIZE_MAX: Final = (1 << 63) - SECTOR  # offsets are off_t
 
 type_engine = Literal["auto", "aio", "io_uring", "null"]
+type_on_error = Literal["report", "retry", "stop"]
 
 _SIZE_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -162,6 +164,7 @@ class BlkConfig:
     metrics: MetricsConfig = MetricsConfig()
     log: LogConfig = LogConfig()
     blk_file: str | None = None
+    nvme_tcp: NvmeTcp | None = None
     read_only: bool = False
     engine: type_engine = "auto"
     size: int | None = None  # bytes, null engine only
@@ -169,21 +172,25 @@ class BlkConfig:
     serial: bytes = b""
     workers: int = 1
     cpus: tuple[int, ...] = ()  # one per worker, or none: the scheduler chooses
+    on_error: type_on_error = "report"
     sandbox: bool | None = None  # None: as much as this host can do
 
     def __post_init__(self) -> None:
         """Check what the options say about each other. Raises UsageError."""
         check_paths(self.socket, self.metrics)
         if self.engine == "null":
-            if self.blk_file is not None:
-                raise UsageError("--engine null has no file behind it: give --size instead of --blk-file")
+            if self.blk_file is not None or self.nvme_tcp is not None:
+                given = "--blk-file" if self.nvme_tcp is None else "--nvme-tcp"
+                raise UsageError(f"--engine null has no file behind it: give --size instead of {given}")
             if self.size is None:
                 raise UsageError("--engine null needs a disk size: give --size SIZE, such as 64G")
         else:
             if self.size is not None:
                 raise UsageError("--size is for --engine null: the size of a file or device is its own")
-            if not self.blk_file:
-                raise UsageError("no disk: give --blk-file PATH (a file or block device)")
+            if self.blk_file is not None and self.nvme_tcp is not None:
+                raise UsageError("--blk-file and --nvme-tcp exclude each other: give one of them")
+            if not self.blk_file and self.nvme_tcp is None:
+                raise UsageError("no disk: give --blk-file PATH (a file or block device), or --nvme-tcp")
         if not 1 <= self.num_queues <= QUEUES_MAX:
             raise UsageError(f"--num-queues {self.num_queues}: give 1 to {QUEUES_MAX}")
         if not 1 <= self.workers <= self.num_queues:
@@ -196,9 +203,11 @@ class BlkConfig:
 
     @property
     def device(self) -> str:
-        """The `device` of logs and metrics: the serial, else the file's name, else `null`."""
+        """The `device` of logs and metrics: the serial, else the file's name or the namespace's, else `null`."""
         if self.serial:
             return self.serial.decode()
+        if self.nvme_tcp is not None:
+            return str(self.nvme_tcp)
         if self.blk_file is None:
             return "null"
         # A file name is bytes; what is no text in it must not break the one who reads the metrics.

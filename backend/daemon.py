@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import signal
+import threading
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     type_open = Callable[[FilteringBoundLogger], AbstractContextManager[Service]]
 
 _FORCED: Final = 1  # exit code
+_PATIENCE_S: Final = 5.0  # half of what an orderly end has
+_ABANDON_S: Final = 3.0
 
 
 @dataclass(frozen=True)
@@ -156,16 +159,29 @@ async def _main(config: DeviceConfig, opened: _Opened, log: FilteringBoundLogger
         try:
             await _serve(config, opened, log)
         finally:
-            with trio.CancelScope(shield=True):
-                await device.stop_all()
+            await _come_to_rest(opened.service)
             for worker in device.workers:
                 worker.stop()
+
+
+async def _come_to_rest(service: Service) -> None:
+    """Stop all queues, if need be by having what they wait for fail."""
+
+    async def lose_patience() -> None:
+        await trio.sleep(_PATIENCE_S)
+        await trio.to_thread.run_sync(service.abandon, abandon_on_cancel=True)
+
+    with trio.CancelScope(shield=True):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lose_patience)
+            await service.device.stop_all()
+            nursery.cancel_scope.cancel()
 
 
 async def _serve(config: DeviceConfig, opened: _Opened, log: FilteringBoundLogger) -> None:
     """Serve front-ends, scrapes and signals, until told to stop or nobody can come any more."""
     async with trio.open_nursery() as nursery:
-        signals = _hear_signals(config, log)
+        signals = _hear_signals(config, opened.service, log)
         nursery.start_soon(_heed_signals, signals, opened.service, nursery.cancel_scope, log)
         nursery.start_soon(opened.service.watch)
         if opened.metrics:
@@ -177,7 +193,7 @@ async def _serve(config: DeviceConfig, opened: _Opened, log: FilteringBoundLogge
         await trio.lowlevel.checkpoint_if_cancelled()
 
 
-def _hear_signals(config: DeviceConfig, log: FilteringBoundLogger) -> trio.MemoryReceiveChannel[int]:
+def _hear_signals(config: DeviceConfig, service: Service, log: FilteringBoundLogger) -> trio.MemoryReceiveChannel[int]:
     """Start the thread that hears signals; returns where they arrive."""
     ours = {path: os.lstat(path) for path in _made_paths(config) if os.path.lexists(path)}
     token = trio.lowlevel.current_trio_token()
@@ -192,6 +208,9 @@ def _hear_signals(config: DeviceConfig, log: FilteringBoundLogger) -> trio.Memor
             for path, made in ours.items():
                 remove_own(path, made)
             log.error("exit_forced", why=why)
+            abandon = threading.Thread(target=service.abandon, daemon=True)
+            abandon.start()
+            abandon.join(_ABANDON_S)
         finally:
             os._exit(_FORCED)
 

@@ -88,7 +88,6 @@ class ResizeWatch:
         self._log = log
         self._inotify: int | None = None
         self._uevents: socket.socket | None = None
-        self._block_device = 0  # dev_t
         self._told = device.disk.capacity  # sectors, the last size that we acted on
         self._looking = trio.Lock()
 
@@ -100,7 +99,6 @@ class ResizeWatch:
         try:
             status = os.fstat(fd)
             if stat.S_ISBLK(status.st_mode):
-                self._block_device = status.st_rdev
                 self._uevents = open_uevents()
             else:
                 self._inotify = watch_file(fd)
@@ -149,6 +147,10 @@ class ResizeWatch:
             await self.check()
             await trio.sleep(THROTTLE_S)  # what happens meanwhile stays queued, and wakes us then
 
+    def _device_number(self) -> int:
+        """Return what is behind the descriptor now: a disk that came back may have another number (blk_return.py)."""
+        return os.fstat(self._device.disk.fd).st_rdev
+
     async def _run_device(self, uevents: socket.socket) -> None:
         while True:
             await trio.lowlevel.wait_readable(uevents)
@@ -159,5 +161,5 @@ class ResizeWatch:
             except OSError:
                 await self.check()  # ENOBUFS: some were lost, ours may be among them
                 continue
-            if sender[0] == _FROM_KERNEL and is_change_of(message, self._block_device):
+            if sender[0] == _FROM_KERNEL and is_change_of(message, self._device_number()):
                 await self.check()

@@ -100,6 +100,10 @@ class WorkerDevice(Device):
             await queue.worker.stop_queue(queue)
 
 
+def nothing() -> None:
+    """Have nothing to let go of."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Service:
     """A device that is open, but that nobody can reach yet.
@@ -111,6 +115,7 @@ class Service:
         ready: Called once all else that can fail has been opened, before the sandbox closes.
         watch: Runs as long as front-ends are served.
         refresh: Called on SIGHUP.
+        abandon: Called in a thread when the device doesn't come to rest at the end: let go of what it waits for.
         kept: What the sandbox leaves.
 
     """
@@ -121,4 +126,5 @@ class Service:
     ready: Callable[[], None]
     watch: Callable[[], Awaitable[None]]
     refresh: Callable[[], Awaitable[None]]
+    abandon: Callable[[], None] = nothing
     kept: Kept = NOTHING_KEPT

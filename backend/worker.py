@@ -110,6 +110,10 @@ class Worker:
         if not self._ended:
             _check(lib.worker_stop(self.handle))
 
+    def wake(self) -> None:
+        """Have it take another turn, whatever it waits for."""
+        lib.worker_wake(self.handle)
+
     async def start_queue(self, queue: Queue, kick_fd: int | None) -> None:
         """Hand a bound queue over; returns when the worker has it. `kick_fd` stays the caller's and open till the end.
 

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#include "blk_errors.h"
 #include "blk_queue.h"
 
 #define BATCH 32       /* chains popped of one queue per turn */
@@ -28,6 +29,8 @@
 struct blk_lane {
 	struct lane base;
 	struct io_engine *io;
+	struct blk_kept kept;
+	uint32_t opened; /* dev->opened as last heeded */
 };
 
 struct blk_dev *blk_dev_create(void)
@@ -35,7 +38,7 @@ struct blk_dev *blk_dev_create(void)
 	struct blk_dev *dev = calloc(1, sizeof(*dev));
 
 	if (dev)
-		dev->target.fd = dev->target.fd_buffered = -1;
+		dev->target.fd = dev->target.fd_buffered = dev->event_fd = -1;
 	return dev;
 }
 
@@ -107,6 +110,35 @@ void blk_reject(struct blk_req *req, uint8_t status, enum blk_metric_error kind)
 	blk_finish(req, status, now_ns());
 }
 
+void blk_unpop(struct blk_req *req)
+{
+	struct blk_queue *q = req->queue;
+
+	virtq_unpop(&q->base.vq, &req->chain);
+	put_req(req);
+	store_relaxed(&q->base.in_flight, q->base.in_flight - 1);
+}
+
+/* A request failed: it is kept, to be tried again, or answered. */
+static void fail(struct blk_lane *lane, struct blk_req *req, uint64_t now)
+{
+	bool unsupported = req->io.res == -EOPNOTSUPP;
+	uint32_t opened = load_acquire(&req->queue->dev->opened); /* pairs with the release in blk_dev_reopened() */
+
+	if (opened != lane->opened) { /* the disk that it failed on isn't ours any more */
+		lane->opened = opened;
+		io_engine_reopened(lane->io);
+		io_queue(lane->io, &req->io);
+		return;
+	}
+	if (!unsupported && blk_keep(&lane->kept, req, now))
+		return;
+	if (lane->kept.count > 0)
+		blk_kept_done(&lane->kept, req, false, lane->io);
+	count_add(&req->queue->stats.errors[req->op][unsupported ? BLK_E_UNSUPPORTED : BLK_E_IO], 1);
+	blk_finish(req, unsupported ? VIRTIO_BLK_S_UNSUPP : VIRTIO_BLK_S_IOERR, now);
+}
+
 /* An I/O request came back from the engine: on to its next range, or answer it. */
 static void complete(struct blk_lane *lane, struct blk_req *req, uint64_t now)
 {
@@ -115,13 +147,11 @@ static void complete(struct blk_lane *lane, struct blk_req *req, uint64_t now)
 			io_queue(lane->io, &req->io);
 			return;
 		}
+		if (unlikely(lane->kept.count > 0))
+			blk_kept_done(&lane->kept, req, true, lane->io);
 		blk_finish(req, VIRTIO_BLK_S_OK, now);
-	} else if (req->io.res == -EOPNOTSUPP) {
-		count_add(&req->queue->stats.errors[req->op][BLK_E_UNSUPPORTED], 1);
-		blk_finish(req, VIRTIO_BLK_S_UNSUPP, now);
 	} else {
-		count_add(&req->queue->stats.errors[req->op][BLK_E_IO], 1);
-		blk_finish(req, VIRTIO_BLK_S_IOERR, now);
+		fail(lane, req, now);
 	}
 }
 
@@ -170,14 +200,20 @@ static unsigned pop_batch(struct blk_lane *lane, struct blk_queue *q, unsigned m
 		batch[n++] = req;
 	}
 	if (n > 0) {
+		bool stopped =
+			load_relaxed(&q->dev->stopped); /* a failure that comes meanwhile stops what comes after it */
+
 		store_relaxed(&q->base.in_flight, q->base.in_flight + n);
 		now = now_ns();
 		for (unsigned i = 0; i < n; i++) {
 			int ready;
 
 			batch[i]->start_ns = now;
+			batch[i]->number = ++q->popped;
 			ready = blk_parse(q, batch[i]);
-			if (likely(ready > 0)) {
+			if (unlikely(stopped) && ready > 0) {
+				blk_keep_back(&lane->kept, batch[i]);
+			} else if (likely(ready > 0)) {
 				io_queue(lane->io, &batch[i]->io);
 			} else if (ready < 0) {
 				/* No status byte to write: this one is never answered, only forgotten. */
@@ -213,6 +249,8 @@ static unsigned poll_lane(struct lane *base)
 		virtq_publish(&q->base.vq); /* what was answered without any I/O */
 		work += n;
 	}
+	if (unlikely(lane->kept.count > 0))
+		work += blk_kept_turn(&lane->kept, lane->io, base);
 	if (lane->io->in_flight > 0) {
 		io_submit_all(lane->io);
 		work += reap(lane);
@@ -243,9 +281,14 @@ static int join(struct lane *lane, struct wait_set *ws)
 	return 0;
 }
 
-static int64_t sleep_timeout_ns(struct lane *lane)
+static int64_t sleep_timeout_ns(struct lane *base)
 {
-	return io_sleep_timeout_ns(container_of(lane, struct blk_lane, base)->io);
+	const struct blk_lane *lane = container_of(base, struct blk_lane, base);
+	int64_t io = io_sleep_timeout_ns(lane->io), kept = blk_kept_timeout_ns(&lane->kept);
+
+	if (io < 0 || kept < 0)
+		return io < 0 ? kept : io;
+	return io < kept ? io : kept;
 }
 
 /* Requests' memory may have come from as many pages as the queue is deep. */
@@ -276,6 +319,7 @@ int blk_lane_create(struct blk_lane **out, struct blk_dev *dev, const char *engi
 	if (!lane)
 		return -ENOMEM;
 	lane_init(&lane->base, &lane_ops);
+	blk_kept_init(&lane->kept, dev);
 	rc = io_engine_create(&lane->io, engine, &dev->target, depth);
 	if (rc < 0) {
 		free(lane);

@@ -29,7 +29,12 @@ struct blk_stats {
 	uint64_t errors[BLK_OPS][BLK_ERRORS];
 	uint64_t latency[BLK_OPS][BLK_BUCKETS];
 	uint64_t latency_sum_ns[BLK_OPS];
+	uint64_t failures[BLK_OPS]; /* that the guest wasn't told of: the request was kept, to be tried again */
+	uint64_t kept;              /* now: failed, or came after one that did, and not answered yet */
 };
+
+/* What becomes of a request that the disk failed (blk_errors.c). */
+enum blk_on_error { BLK_REPORT, BLK_RETRY, BLK_STOP };
 
 struct blk_dev {
 	struct io_target target;
@@ -38,6 +43,14 @@ struct blk_dev {
 	uint8_t write_back; /* atomic: CONFIG_WCE's writeback, or FLUSH negotiated without it */
 	uint32_t max_discard_sectors, max_write_zeroes_sectors;
 	uint8_t serial[BLK_SERIAL_LEN];
+	uint8_t on_error; /* enum blk_on_error; constant while workers run */
+	/* Atomic, each. */
+	uint8_t stopped; /* BLK_STOP: from the first failure until blk_dev_resume() */
+	uint8_t told; /* 1: a failure was told by event_fd, or a stop anew; Python makes it 2 when it has heard, 0 when all is well */
+	int error;        /* that failure: an errno */
+	uint32_t resumes; /* calls of blk_dev_resume() */
+	uint32_t opened;  /* calls of blk_dev_reopened() */
+	int event_fd; /* Python's; written when failures begin, and when no lane keeps a request any more; -1: none */
 };
 
 struct blk_lane;
@@ -45,6 +58,10 @@ struct blk_queue;
 
 struct blk_dev *blk_dev_create(void);
 void blk_dev_destroy(struct blk_dev *dev);
+/* blk_dev_resume() - Have all that waits tried again now; each worker has to be woken after it (worker_wake()) */
+void blk_dev_resume(struct blk_dev *dev);
+/* blk_dev_reopened() - target.fd is another open file now: an engine that holds on to the old one takes the new one */
+void blk_dev_reopened(struct blk_dev *dev);
 
 int blk_lane_create(struct blk_lane **out, struct blk_dev *dev, const char *engine, uint32_t depth);
 void blk_lane_destroy(struct blk_lane *lane);

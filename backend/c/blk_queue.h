@@ -27,8 +27,11 @@ struct blk_req {
 	struct blk_req *free_next;
 	uint8_t *status; /* in guest memory: the chain's last byte */
 	uint64_t start_ns;
-	uint8_t op;            /* enum blk_metric_op */
-	uint8_t range, ranges; /* the current one and how many, when the overlay below holds them */
+	struct blk_req *popped_last; /* blk_errors.c's, of another request */
+	uint32_t number;             /* the queue's `popped` when it was */
+	bool kept;                   /* failed once, and wasn't answered (blk_errors.h) */
+	uint8_t op;                  /* enum blk_metric_op */
+	uint8_t range, ranges;       /* the current one and how many, when the overlay below holds them */
 	union {
 		struct iovec iov[BLK_IOVS];
 		struct blk_range range_list[BLK_RANGES_MAX];
@@ -41,6 +44,8 @@ struct blk_queue {
 	struct blk_req *reqs; /* as many as the queue has entries, all in untouched pages until first used */
 	struct blk_req *free;
 	uint32_t reqs_count, reqs_used;
+	uint32_t popped;  /* chains, modulo 2^32 */
+	uint32_t waiting; /* of those in flight: in a lane's struct blk_kept, not in the engine */
 	struct blk_stats stats;
 };
 
@@ -60,5 +65,8 @@ void blk_finish(struct blk_req *req, uint8_t status, uint64_t now);
 
 /* blk_reject() - As blk_finish() for a request that was refused before any I/O */
 void blk_reject(struct blk_req *req, uint8_t status, enum blk_metric_error kind);
+
+/* blk_unpop() - Free a request unanswered: its chain is the next to be popped. See virtq_unpop() for which ones */
+void blk_unpop(struct blk_req *req);
 
 #endif

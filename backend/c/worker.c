@@ -149,6 +149,12 @@ int worker_add_lane(struct worker *w, struct lane *lane)
 	return 0;
 }
 
+void worker_wake(struct worker *w)
+{
+	store_release(&w->notified, 1); /* pairs with the acquire in worker_run() and in the wait set */
+	signal_fd(w->mailbox_fd);
+}
+
 static int post(struct worker *w, struct command command)
 {
 	struct command *c = malloc(sizeof(*c));
@@ -161,8 +167,7 @@ static int post(struct worker *w, struct command command)
 	*w->commands_end = c;
 	w->commands_end = &c->next;
 	pthread_mutex_unlock(&w->lock);
-	store_release(&w->notified, 1); /* pairs with the acquire in worker_run() and in the wait set */
-	signal_fd(w->mailbox_fd);
+	worker_wake(w);
 	return 0;
 }
 

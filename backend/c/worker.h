@@ -50,6 +50,8 @@ int worker_add_lane(struct worker *w, struct lane *lane);
 int worker_start_queue(struct worker *w, struct lane *lane, struct queue *q, int kick_fd);
 int worker_stop_queue(struct worker *w, struct queue *q);
 int worker_stop(struct worker *w);
+/* worker_wake() - Have it take another turn, whatever it waits for */
+void worker_wake(struct worker *w);
 /* worker_join_lane() - Have a lane joined anew, as Python prepared it; the answer is lane_joined(). Return: 0 or -ENOMEM */
 int worker_join_lane(struct worker *w, struct lane *lane);
 

@@ -56,6 +56,12 @@ void io_engine_ring_wakes(struct io_engine *e)
 		e->ops->ring_wakes(e);
 }
 
+void io_engine_reopened(struct io_engine *e)
+{
+	if (e->ops->reopened)
+		e->ops->reopened(e);
+}
+
 int64_t io_sleep_timeout_ns(const struct io_engine *e)
 {
 	return e->unsignalled || e->held ? IO_UNSIGNALLED_SLEEP_NS : -1;

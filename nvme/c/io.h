@@ -63,7 +63,7 @@ int io_target_flush(struct io_target *t);
 struct io_req {
 	struct io_req *next;  /* the engine's, between staging and io_reap() */
 	uint64_t offset, len; /* bytes; len is the sum of iov (IO_READ, IO_WRITE) or the extent */
-	struct iovec *iov;    /* the engine may modify it */
+	struct iovec *iov;    /* the engine may modify it meanwhile; on io_reap() it is as it was */
 	uint32_t iovcnt;
 	uint8_t op, flags;
 	bool in_helper;
@@ -91,6 +91,7 @@ struct io_ops {
 	int (*wait_fd)(struct io_engine *e);
 	void (*wait_word)(struct io_engine *e, struct eventfd_poll_info *word);
 	void (*ring_wakes)(struct io_engine *e); /* NULL: nothing changes */
+	void (*reopened)(struct io_engine *e);   /* NULL: it takes the descriptor anew for each request */
 	void (*destroy)(struct io_engine *e);
 };
 
@@ -161,6 +162,9 @@ unsigned io_waits(struct io_engine *e, struct io_wait waits[IO_WAITS_MAX]);
  * For a kernel that polls for us (the wait set knows). Before the first request.
  */
 void io_engine_ring_wakes(struct io_engine *e);
+
+/* io_engine_reopened() - The target's fd is another open file than it was. What is in flight stays with the old one. */
+void io_engine_reopened(struct io_engine *e);
 
 /*
  * io_sleep_timeout_ns() - Longest sleep that is safe now: -1 (completions will signal), or a short time while

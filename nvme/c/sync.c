@@ -41,29 +41,53 @@ static int rwf(const struct io_req *r)
 	return r->op == IO_WRITE && (r->flags & IO_F_DSYNC) ? RWF_DSYNC : 0;
 }
 
-/* Step over what is done, changing the one entry that is partly done. */
-static void iov_advance(struct iovec **iov, uint32_t *count, size_t bytes)
+/* What of a request's buffers is left. The one that is partly done is shorter than it was, for as long as it takes. */
+struct rest {
+	struct iovec *iov;
+	uint32_t count;
+	size_t taken; /* off the first one */
+};
+
+static void iov_take(struct rest *rest, size_t bytes)
 {
-	while (*count && bytes >= (*iov)->iov_len) {
-		bytes -= (*iov)->iov_len;
-		(*iov)++;
-		(*count)--;
-	}
-	if (bytes) {
-		(*iov)->iov_base = (uint8_t *)(*iov)->iov_base + bytes;
-		(*iov)->iov_len -= bytes;
-	}
+	rest->iov->iov_base = (uint8_t *)rest->iov->iov_base + bytes;
+	rest->iov->iov_len -= bytes;
+	rest->taken = bytes;
 }
 
-static int rw_straight(int fd, struct io_req *r, struct iovec **iov, uint32_t *count)
+/* The request may be tried again, from its first byte (blk_errors.c): its buffers have to be as they were. */
+static void iov_restore(struct rest *rest)
+{
+	if (!rest->taken)
+		return;
+	rest->iov->iov_base = (uint8_t *)rest->iov->iov_base - rest->taken;
+	rest->iov->iov_len += rest->taken;
+	rest->taken = 0;
+}
+
+/* Step over what is done. */
+static void iov_advance(struct rest *rest, size_t bytes)
+{
+	bytes += rest->taken;
+	iov_restore(rest);
+	while (rest->count && bytes >= rest->iov->iov_len) {
+		bytes -= rest->iov->iov_len;
+		rest->iov++;
+		rest->count--;
+	}
+	if (bytes)
+		iov_take(rest, bytes);
+}
+
+static int rw_straight(int fd, struct io_req *r, struct rest *rest)
 {
 	while (r->done < r->len) {
-		ssize_t n = transfer(fd, r->op == IO_WRITE, *iov, *count, r->offset + r->done, rwf(r));
+		ssize_t n = transfer(fd, r->op == IO_WRITE, rest->iov, rest->count, r->offset + r->done, rwf(r));
 
 		if (n < 0)
 			return (int)n;
 		r->done += (uint64_t)n;
-		iov_advance(iov, count, (size_t)n);
+		iov_advance(rest, (size_t)n);
 	}
 	return 0;
 }
@@ -83,8 +107,7 @@ static void bounce_copy(uint8_t *buf, const struct iovec *iov, size_t len, bool 
 	}
 }
 
-static int rw_bounced(const struct io_target *t, struct io_req *r, struct iovec **iov, uint32_t *count,
-		      struct io_bounce *b)
+static int rw_bounced(const struct io_target *t, struct io_req *r, struct rest *rest, struct io_bounce *b)
 {
 	bool write = r->op == IO_WRITE;
 
@@ -101,38 +124,38 @@ static int rw_bounced(const struct io_target *t, struct io_req *r, struct iovec 
 		ssize_t n;
 
 		if (write)
-			bounce_copy(b->buf, *iov, chunk.iov_len, false);
+			bounce_copy(b->buf, rest->iov, chunk.iov_len, false);
 		n = transfer(t->fd, write, &chunk, 1, r->offset + r->done, rwf(r));
 		if (n < 0)
 			return (int)n;
 		if (!write)
-			bounce_copy(b->buf, *iov, (size_t)n, true);
+			bounce_copy(b->buf, rest->iov, (size_t)n, true);
 		r->done += (uint64_t)n;
-		iov_advance(iov, count, (size_t)n);
+		iov_advance(rest, (size_t)n);
 	}
 	return 0;
 }
 
 static int sync_rw(struct io_target *t, struct io_req *r, struct io_bounce *b)
 {
-	struct iovec *iov = r->iov;
-	uint32_t count = r->iovcnt;
+	struct rest rest = { r->iov, r->iovcnt, 0 };
 	int ret = -EINVAL;
 
-	iov_advance(&iov, &count, r->done);
+	iov_advance(&rest, r->done);
 	if (!io_range_misaligned(t, r->offset + r->done, r->len - r->done)) {
-		if (!io_iov_misaligned(t, iov, count))
-			ret = rw_straight(t->fd, r, &iov, &count);
+		if (!io_iov_misaligned(t, rest.iov, rest.count))
+			ret = rw_straight(t->fd, r, &rest);
 		/* -EINVAL although all is aligned: a layer below asks for more than it told statx(2). */
 		if (ret == -EINVAL && t->direct)
-			ret = rw_bounced(t, r, &iov, &count, b);
+			ret = rw_bounced(t, r, &rest, b);
 	}
 	/* Here also ends a file whose size is no multiple of the alignment: the last piece of a short transfer. */
 	if (ret == -EINVAL && t->fd_buffered >= 0) {
 		if (r->op == IO_WRITE)
 			store_relaxed(&t->cached_writes, true);
-		ret = rw_straight(t->fd_buffered, r, &iov, &count);
+		ret = rw_straight(t->fd_buffered, r, &rest);
 	}
+	iov_restore(&rest);
 	return ret;
 }
 

@@ -19,7 +19,7 @@ struct io_bounce {
 /**
  * io_sync() - Carry out a request from r->done on
  *
- * May move r->iov's entries and r->done forward.
+ * Moves r->done forward; r->iov is afterwards as it was.
  * Return: 0 when all of r->len is done; -EIO where the file ends early; -EINVAL for a range that a block device's
  * block size forbids; -ENOMEM for want of a bounce buffer; -errno of the system call
  */

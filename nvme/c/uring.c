@@ -153,6 +153,15 @@ static void uring_wait_word(struct io_engine *e, struct eventfd_poll_info *word)
 	};
 }
 
+/* The registered file is the old one for as long as nobody says otherwise. */
+static void uring_reopened(struct io_engine *e)
+{
+	struct uring *u = container_of(e, struct uring, engine);
+
+	/* Should it fail, requests go on failing, which is what they did. */
+	io_uring_register_files_update(&u->ring, 0, &e->target->fd, 1);
+}
+
 static void uring_destroy(struct io_engine *e)
 {
 	struct uring *u = container_of(e, struct uring, engine);
@@ -175,6 +184,7 @@ static const struct io_ops uring_ops = {
 	.reap = uring_reap,
 	.wait_fd = uring_wait_fd,
 	.wait_word = uring_wait_word,
+	.reopened = uring_reopened,
 	.destroy = uring_destroy,
 };
 

@@ -58,6 +58,7 @@ struct client {
 	uint8_t *memory;
 	struct driver *driver;
 	struct blk_queue *queue;
+	struct virtq_config cfg; /* as the queue is bound */
 };
 
 static inline void client_make(struct client *c, struct blk_dev *dev, uint16_t index, uint32_t size, uint64_t features,
@@ -85,6 +86,7 @@ static inline void client_make(struct client *c, struct blk_dev *dev, uint16_t i
 	cfg.used_uva = DISK_UVA + at.used;
 	cfg.base = features >> VIRTIO_F_RING_PACKED & 1 ? 0x80008000u : 0;
 	CHECK_EQ(blk_queue_bind(c->queue, &cfg, c->table), 0);
+	c->cfg = cfg;
 }
 
 static inline void client_free(struct client *c)

@@ -152,6 +152,25 @@ static void a_read_beyond_the_end_is_an_error(void)
 	free(buf);
 }
 
+/* Who keeps a request that failed queues it again, as it is. */
+static void a_request_that_failed_has_its_buffers_as_they_were(void)
+{
+	uint8_t *buf = pages(12 * KIB);
+	struct iovec iov[3] = { { buf, 5 * KIB }, { buf + 5 * KIB, KIB }, { buf + 6 * KIB, 6 * KIB } }, before[3];
+	struct io_req r = { .op = IO_READ, .iov = iov, .iovcnt = 3, .offset = FILE_SIZE - 12 * KIB, .len = 12 * KIB };
+
+	memcpy(before, iov, sizeof(iov));
+	for (uint64_t end = 512; end < 12 * KIB; end += 512) {
+		CHECK_EQ(truncate(path, (off_t)(FILE_SIZE - 12 * KIB + end)), 0);
+		CHECK_EQ(run(e, &r), -EIO);
+		CHECK(memcmp(before, iov, sizeof(iov)) == 0);
+	}
+	CHECK_EQ(truncate(path, FILE_SIZE), 0);
+	CHECK_EQ(run(e, &r), 0);
+	restore(FILE_SIZE - 12 * KIB, 12 * KIB);
+	free(buf);
+}
+
 static void a_buffer_that_is_no_memory_is_an_error(void)
 {
 	CHECK_EQ(run_rw(e, IO_READ, 0, (void *)4096, 4 * KIB, 0), -EFAULT);
@@ -320,6 +339,7 @@ static void engine_on(const char *engine, const char *kind)
 		RUN(thousands_of_requests_keep_their_data_apart);
 		RUN(a_write_into_a_hole_is_served);
 		RUN(a_read_beyond_the_end_is_an_error);
+		RUN(a_request_that_failed_has_its_buffers_as_they_were);
 		RUN(a_read_only_target_refuses_writes);
 		RUN(more_than_the_depth_waits_its_turn);
 		CHECK_EQ(e->in_flight, 0);

@@ -226,9 +226,7 @@ def test_a_cpu_that_this_process_may_not_use(sock: Path, image: Path) -> None:
     assert re.search(r"CPU 9999 isn't there for this process, it may run on [0-9,]+", line)
 
 
-@pytest.mark.parametrize(
-    "options", [["--poll", "kernel"], ["--poll", "module"], ["--iopoll", "on"], ["--on-error", "stop"]], ids=" ".join
-)
+@pytest.mark.parametrize("options", [["--poll", "kernel"], ["--poll", "module"], ["--iopoll", "on"]], ids=" ".join)
 def test_what_is_not_in_this_release_names_the_alternative(sock: Path, image: Path, options: list[str]) -> None:
     line = refused("blk", "--socket-path", sock, "--blk-file", image, *options, code=1)
     assert " ".join(options) in line

@@ -65,6 +65,7 @@ def test_list_works_on_any_host() -> None:
         ["nvme", "connect", "--traddr", "192.0.2.1", "--nqn", NQN],
         ["nvme", "discover", "--traddr", "192.0.2.1"],
         ["nvme", "disconnect", "--nqn", NQN],
+        ["blk", "--socket-path", "s", "--nvme-tcp", f"addr=192.0.2.1,nqn={NQN}"],
     ],
     ids=lambda args: args[1],
 )

@@ -37,6 +37,7 @@ DEFAULTS: dict[str, Any] = {
     "workers": None,
     "cpus": None,
     "on_error": "report",
+    "nvme_tcp": None,
     "poll": "auto",
     "poll_max_us": 100,
     "log_format": "auto",
@@ -162,7 +163,7 @@ def test_options_that_contradict_each_other_are_a_usage_error(options: dict[str,
 
 @pytest.mark.parametrize(
     "options",
-    [{"poll": "kernel"}, {"poll": "module"}, {"iopoll": "on"}, {"on_error": "retry"}, {"on_error": "stop"}],
+    [{"poll": "kernel"}, {"poll": "module"}, {"iopoll": "on"}],
     ids=str,
 )
 def test_what_this_release_does_not_have_says_what_to_use_instead(options: dict[str, Any]) -> None:

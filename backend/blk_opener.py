@@ -1,0 +1,163 @@
+"""A namespace that was deleted under us and comes back: somebody has to open it again, and the sandbox lets nobody.
+
+A descriptor of a deleted disk stays dead for ever, whatever appears in its place. So a process is forked before the
+sandbox closes that keeps the right to open one disk: it has no capabilities, starts no programs, makes no sockets, and
+takes no words from us, just a byte for "now". It looks for the namespace with the same identity (sysfs's `wwid`, in
+which the kernel puts its UUID, NGUID or EUI-64, else vendor, serial number, model and NSID), sees that its blocks are
+as large and that it isn't smaller, and hands descriptors of it over. Who hijacks the daemon gains nothing: it had that
+disk before.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import stat
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from .sandbox import drop_capabilities, set_no_new_privs
+from .seccomp import deny_syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_BLKSSZGET: Final = 0x1268
+_BLKGETSIZE64: Final = 0x80081272
+_NOW: Final = b"?"
+_HERE: Final = b"+"
+_NOT_HERE: Final = b"-"
+_FDS: Final = 2
+_WWID_MAX: Final = 4096
+
+
+def identity(device: int, sys: Path = Path("/sys")) -> str | None:
+    """Return what tells a namespace from all others; None for any other disk, and for a partition.
+
+    Args:
+        device: Its number, as stat(2) has it.
+        sys: Where sysfs is.
+
+    """
+    folder = sys / "dev" / "block" / f"{os.major(device)}:{os.minor(device)}"
+    return None if (folder / "partition").exists() else _wwid(folder)
+
+
+def _wwid(folder: Path) -> str | None:
+    try:
+        return (folder / "wwid").read_bytes()[:_WWID_MAX].decode(errors="replace").strip() or None
+    except OSError:
+        return None
+
+
+def is_gone(device: int, sys: Path = Path("/sys")) -> bool:
+    """Whether the kernel has deleted a block device that somebody may still have open."""
+    return not (sys / "dev" / "block" / f"{os.major(device)}:{os.minor(device)}").exists()
+
+
+def _block_bytes(fd: int) -> int:
+    (size,) = struct.unpack("=i", fcntl.ioctl(fd, _BLKSSZGET, b"\0" * 4))
+    return int(size)
+
+
+def _bytes(fd: int) -> int:
+    (size,) = struct.unpack("=Q", fcntl.ioctl(fd, _BLKGETSIZE64, b"\0" * 8))
+    return int(size)
+
+
+class Opener:
+    """The process, seen from the daemon."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Speak with it by `sock`, which the caller closes."""
+        self.sock = sock
+
+    def ask(self) -> tuple[int, int] | None:
+        """Ask for the namespace; blocks for as long as it takes to open it.
+
+        Returns a descriptor that is like the first one, and one that keeps others off (O_EXCL); the caller closes them.
+        None: it isn't there, or isn't what it was, or somebody else has it, or the process has ended.
+        """
+        try:
+            self.sock.sendall(_NOW)
+            answer, fds, _, _ = socket.recv_fds(self.sock, 1, _FDS)
+        except OSError:
+            return None
+        if answer != _HERE or len(fds) != _FDS:
+            for fd in fds:
+                os.close(fd)
+            return None
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        return fds[0], fds[1]
+
+
+@contextlib.contextmanager
+def opener(fd: int) -> Iterator[Opener | None]:
+    """Have a process that can open the namespace behind `fd` again; None where `fd` is something else.
+
+    Only while this process has no other thread. It ends with the block, or with us.
+    """
+    status = os.fstat(fd)
+    wanted = identity(status.st_rdev) if stat.S_ISBLK(status.st_mode) else None
+    if wanted is None:
+        yield None
+        return
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_DIRECT | os.O_NOATIME)
+    block, size = _block_bytes(fd), _bytes(fd)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    child = os.fork()
+    if child == 0:
+        _serve(theirs, wanted, flags, block, size)
+    theirs.close()
+    try:
+        yield Opener(ours)
+    finally:
+        ours.close()
+        os.waitpid(child, 0)
+
+
+def _serve(sock: socket.socket, wanted: str, flags: int, block: int, size: int) -> NoReturn:
+    """Be that process, until the other end is closed. Nothing of the daemon runs here any more, not even at the end."""
+    try:
+        keep = sock.fileno()
+        os.closerange(0, keep)
+        os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
+        # A terminal's Ctrl-C goes to us too, and we're needed until the daemon has ended.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+        with contextlib.suppress(OSError):
+            set_no_new_privs()
+            drop_capabilities()
+            deny_syscalls()
+        while sock.recv(1) == _NOW:
+            fds = _open(wanted, flags, block, size)
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            sock.sendmsg([_HERE if fds else _NOT_HERE], ancillary)
+            for fd in fds:
+                os.close(fd)
+    finally:
+        os._exit(0)
+
+
+def _open(wanted: str, flags: int, block: int, size: int) -> list[int]:
+    """Open the namespace; returns a descriptor of the old kind and an exclusive one, or nothing."""
+    for folder in sorted(Path("/sys/block").glob("nvme*")):
+        if _wwid(folder) != wanted:
+            continue
+        fds: list[int] = []
+        try:
+            node = f"/dev/{folder.name}"
+            fds.append(os.open(node, flags | os.O_CLOEXEC))
+            fds.append(os.open(node, os.O_RDONLY | os.O_CLOEXEC | (os.O_EXCL if flags & os.O_ACCMODE else 0)))
+            if _block_bytes(fds[0]) == block and _bytes(fds[0]) >= size:
+                return fds
+        except OSError:
+            pass
+        for fd in fds:
+            os.close(fd)
+    return []

@@ -1,0 +1,108 @@
+"""A disk that was deleted under us is served again as soon as it is back (blk_opener.py says how it is opened).
+
+The kernel tells of every new block device (uevents), so nobody looks in vain. The new descriptor takes the old one's
+number in one step (dup3), and so all who use that number from then on use the new disk.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from .blk_opener import is_gone
+from .resize import open_uevents
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from structlog.typing import FilteringBoundLogger
+
+    from .blk_disk import Disk
+    from .blk_opener import Opener
+
+_DRAIN_BYTES: Final = 65536
+_TRIES: Final = 50  # the node in /dev comes after the event, and udev opens it too
+_TRY_S: Final = 0.1
+
+
+class ReturnWatch:
+    """Opens a disk again that was deleted and is back.
+
+    Resource handling: `close` closes what `open` and `run` got.
+    """
+
+    def __init__(
+        self, disk: Disk, opener: Opener | None, returned: Callable[[], None], log: FilteringBoundLogger
+    ) -> None:
+        """Watch `disk`, which `opener` can open again; `returned` is called when it has been."""
+        self._disk = disk
+        self._opener = opener
+        self._returned = returned
+        self._log = log
+        self._uevents: socket.socket | None = None
+        self._claim: int | None = None
+        self._missing = False
+
+    def open(self) -> None:
+        """Get what it takes while we still may; without it, SIGHUP makes us look."""
+        if self._opener is not None:
+            try:
+                self._uevents = open_uevents()
+            except OSError:
+                self._uevents = None  # ResizeWatch has logged why
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        if self._uevents is not None:
+            self._uevents.close()
+        if self._claim is not None:
+            os.close(self._claim)
+
+    async def run(self) -> None:
+        """Open the disk again whenever it has gone and come, until cancelled."""
+        if self._uevents is None:
+            return
+        while True:
+            await trio.lowlevel.wait_readable(self._uevents)
+            try:
+                message, sender = self._uevents.recvfrom(_DRAIN_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError:
+                message, sender = b"", (0, 0)  # ENOBUFS: some were lost
+            if sender[0] == 0 and (not message or b"SUBSYSTEM=block" in message.split(b"\0")):
+                await self.look(tries=_TRIES if message.startswith(b"add@") else 1)
+
+    async def look(self, tries: int = 1) -> None:
+        """If the disk is gone, try to have it back, so often."""
+        if self._opener is None or not self._gone():
+            return
+        if not self._missing:
+            self._missing = True
+            self._log.error("disk_gone")
+        for _ in range(tries):
+            found = await trio.to_thread.run_sync(self._opener.ask)
+            if found is not None:
+                self._take(*found)
+                return
+            if tries > 1:
+                await trio.sleep(_TRY_S)
+
+    def _gone(self) -> bool:
+        status = os.fstat(self._disk.fd)
+        return stat.S_ISBLK(status.st_mode) and is_gone(status.st_rdev)
+
+    def _take(self, fd: int, claim: int) -> None:
+        os.dup2(fd, self._disk.fd, inheritable=False)
+        os.close(fd)
+        if self._claim is not None:
+            os.close(self._claim)
+        self._claim = claim
+        self._missing = False
+        self._disk.reopened()
+        self._log.info("disk_returned", namespace=os.path.basename(os.readlink(f"/proc/self/fd/{claim}")))  # noqa: PTH115, PTH119
+        self._returned()

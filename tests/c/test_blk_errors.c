@@ -1,0 +1,345 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* test_blk_errors.c - a disk that fails for a while: reported, retried, stopped; and queues that stop meanwhile */
+#include <errno.h>
+#include <stdio.h>
+#include <sys/eventfd.h>
+
+#include "disk.h"
+#include "kernel/c/atomics.h"
+
+#define KEPT_BYTES 4096 /* of the disk while it fails: what lies beyond can't be read */
+#define BAD 1024        /* a sector that fails then */
+#define PATTERN 0x5a
+
+static struct blk_dev *dev;
+static struct blk_lane *lane;
+static struct client c;
+static char path[256];
+
+static void start(enum blk_on_error policy, uint64_t features)
+{
+	dev = disk_make(path);
+	dev->on_error = (uint8_t)policy;
+	dev->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	CHECK_EQ(blk_lane_create(&lane, dev, "aio", 256), 0);
+	client_make(&c, dev, 0, 128, features, -1, -1);
+	CHECK_EQ(lane_add(blk_lane_base(lane), blk_queue_base(c.queue)), 0);
+	memset(c.memory + DATA_AT, PATTERN, 1 << 16);
+	CHECK_EQ(client_ask(&c, lane, VIRTIO_BLK_T_OUT, BAD, 1 << 16), VIRTIO_BLK_S_OK);
+}
+
+static void end(void)
+{
+	client_free(&c);
+	blk_lane_destroy(lane);
+	close(dev->event_fd);
+	disk_free(dev);
+}
+
+static const struct blk_stats *stats(void)
+{
+	return blk_queue_stats(c.queue);
+}
+
+static uint64_t events(void)
+{
+	uint64_t n = 0;
+
+	return read(dev->event_fd, &n, sizeof(n)) == sizeof(n) ? n : 0;
+}
+
+static void disk_fails(void)
+{
+	CHECK_EQ(truncate(path, KEPT_BYTES), 0);
+}
+
+static void disk_works(void)
+{
+	uint8_t data[1 << 16];
+	int fd = open(path, O_WRONLY);
+
+	memset(data, PATTERN, sizeof(data));
+	CHECK(fd >= 0 && ftruncate(fd, DISK_BYTES) == 0);
+	CHECK_EQ(pwrite(fd, data, sizeof(data), BAD * BLK_SECTOR), (ssize_t)sizeof(data));
+	CHECK_EQ(fsync(fd), 0);
+	close(fd);
+}
+
+static void read_4k(unsigned slot, uint64_t sector)
+{
+	memset(c.memory + DATA_AT + slot * 4096, 0, 4096);
+	client_add(&c, slot, VIRTIO_BLK_T_IN, sector, slot * 4096, 4096);
+}
+
+static unsigned answered(void)
+{
+	struct driver_used used[64];
+
+	return (unsigned)driver_poll_used(c.driver, used, 64);
+}
+
+/* Turn the lane until so many requests have failed in all, and wait. */
+static void until_failures(uint64_t n)
+{
+	while (stats()->failures[BLK_READ] < n)
+		if (blk_lane_poll(lane) == 0)
+			usleep(10);
+}
+
+static int64_t sleeps(void)
+{
+	struct lane *base = blk_lane_base(lane);
+
+	return base->ops->sleep_timeout_ns(base);
+}
+
+static void a_failure_is_reported_and_told_once(void)
+{
+	start(BLK_REPORT, 0);
+	disk_fails();
+	CHECK_EQ(client_ask(&c, lane, VIRTIO_BLK_T_IN, BAD, 4096), VIRTIO_BLK_S_IOERR);
+	CHECK_EQ(client_ask(&c, lane, VIRTIO_BLK_T_IN, BAD, 4096), VIRTIO_BLK_S_IOERR);
+	CHECK_EQ(events(), 1);
+	CHECK_EQ(dev->error, EIO);
+	CHECK_EQ(stats()->errors[BLK_READ][BLK_E_IO], 2);
+	CHECK_EQ(stats()->failures[BLK_READ], 0);
+	dev->told = 0;
+	CHECK_EQ(client_ask(&c, lane, VIRTIO_BLK_T_IN, BAD, 4096), VIRTIO_BLK_S_IOERR);
+	CHECK_EQ(events(), 1);
+	end();
+}
+
+static void retried_until_the_disk_works_and_answered_once(void)
+{
+	unsigned got = 0;
+
+	start(BLK_RETRY, 0);
+	disk_fails();
+	for (unsigned i = 0; i < 8; i++)
+		read_4k(i, BAD + i * 8);
+	driver_publish(c.driver);
+	until_failures(8 + 3); /* each once, and three probes */
+	CHECK_EQ(stats()->kept, 8);
+	CHECK_EQ(queue_in_flight(blk_queue_base(c.queue)), 8);
+	CHECK_EQ(answered(), 0);
+	disk_works();
+	while (got < 8) {
+		if (blk_lane_poll(lane) == 0)
+			usleep(10);
+		got += answered();
+	}
+	for (unsigned i = 0; i < 8; i++) {
+		CHECK_EQ(*client_status(&c, i), VIRTIO_BLK_S_OK);
+		for (unsigned k = 0; k < 4096; k++)
+			CHECK_EQ(c.memory[DATA_AT + i * 4096 + k], PATTERN);
+	}
+	CHECK_EQ(blk_lane_poll(lane), 0);
+	CHECK_EQ(answered(), 0);
+	CHECK_EQ(stats()->kept, 0);
+	CHECK_EQ(stats()->requests[BLK_READ], 8);
+	CHECK_EQ(stats()->errors[BLK_READ][BLK_E_IO], 0);
+	CHECK_EQ(events(), 2); /* when it began, and when it was over */
+	end();
+}
+
+static void between_two_tries_the_lane_sleeps(void)
+{
+	start(BLK_RETRY, 0);
+	CHECK_EQ(sleeps(), -1);
+	disk_fails();
+	read_4k(0, BAD);
+	driver_publish(c.driver);
+	until_failures(2);
+	CHECK(sleeps() > 0 && sleeps() <= 1000000000);
+	CHECK_EQ(blk_lane_poll(lane), 0);
+	until_failures(4);
+	CHECK(sleeps() > 20000000); /* 10 ms, doubled each time */
+	disk_works();
+	while (answered() == 0)
+		blk_lane_poll(lane);
+	CHECK_EQ(sleeps(), -1);
+	end();
+}
+
+static void a_request_that_can_be_served_meanwhile_is(void)
+{
+	start(BLK_RETRY, 0);
+	disk_fails();
+	read_4k(0, BAD);
+	driver_publish(c.driver);
+	until_failures(1);
+	read_4k(1, 0);
+	driver_publish(c.driver);
+	while (answered() == 0)
+		blk_lane_poll(lane);
+	CHECK_EQ(*client_status(&c, 1), VIRTIO_BLK_S_OK);
+	CHECK_EQ(stats()->kept, 1);
+	disk_works();
+	while (answered() == 0)
+		blk_lane_poll(lane);
+	end();
+}
+
+static void what_the_guest_does_wrong_is_never_kept(void)
+{
+	start(BLK_STOP, 0);
+	CHECK_EQ(client_ask(&c, lane, VIRTIO_BLK_T_IN, DISK_BYTES / BLK_SECTOR, 512), VIRTIO_BLK_S_IOERR);
+	CHECK_EQ(client_ask(&c, lane, 77, 0, 512), VIRTIO_BLK_S_UNSUPP);
+	CHECK_EQ(dev->stopped, 0);
+	end();
+}
+
+static void stopped_all_wait_until_resumed(void)
+{
+	unsigned got = 0;
+
+	start(BLK_STOP, 0);
+	disk_fails();
+	read_4k(0, BAD);
+	driver_publish(c.driver);
+	until_failures(1);
+	CHECK_EQ(dev->stopped, 1);
+	read_4k(1, 0); /* which would succeed */
+	driver_publish(c.driver);
+	while (blk_lane_poll(lane) > 0)
+		;
+	CHECK_EQ(answered(), 0);
+	CHECK_EQ(stats()->kept, 2);
+	CHECK_EQ(sleeps(), -1); /* nothing happens by itself */
+	CHECK_EQ(virtq_more(&blk_queue_base(c.queue)->vq), false);
+
+	blk_dev_resume(dev); /* too early: what comes after the failure waits again */
+	until_failures(2);
+	CHECK_EQ(dev->stopped, 1);
+	CHECK_EQ(stats()->errors[BLK_READ][BLK_E_IO], 0);
+
+	disk_works();
+	blk_dev_resume(dev);
+	while (stats()->kept > 0) {
+		blk_lane_poll(lane);
+		got += answered();
+	}
+	blk_lane_poll(lane);
+	CHECK(got + answered() <= 2);
+	CHECK_EQ(*client_status(&c, 0), VIRTIO_BLK_S_OK);
+	CHECK_EQ(*client_status(&c, 1), VIRTIO_BLK_S_OK);
+	CHECK_EQ(stats()->requests[BLK_READ], 2);
+	CHECK_EQ(dev->stopped, 0);
+	end();
+}
+
+/* What a worker does on GET_VRING_BASE. Return: the base */
+static uint32_t stop_queue(void)
+{
+	struct queue *q = blk_queue_base(c.queue);
+
+	queue_set_state(q, QUEUE_STOPPING);
+	while (queue_in_flight(q) > 0)
+		blk_lane_poll(lane);
+	virtq_publish(&q->vq);
+	lane_remove(blk_lane_base(lane), q);
+	queue_set_state(q, QUEUE_STOPPED);
+	return virtq_base(&q->vq);
+}
+
+static void start_queue(uint32_t base)
+{
+	c.cfg.base = base;
+	CHECK_EQ(blk_queue_bind(c.queue, &c.cfg, c.table), 0);
+	CHECK_EQ(lane_add(blk_lane_base(lane), blk_queue_base(c.queue)), 0);
+}
+
+static void a_queue_that_stops_gives_back_what_waits_and_goes_on_from_there(void)
+{
+	static const uint64_t rings[] = { 0, 1ull << VIRTIO_F_RING_PACKED };
+
+	for (unsigned r = 0; r < 2; r++) {
+		for (enum blk_on_error policy = BLK_RETRY; policy <= BLK_STOP; policy++) {
+			unsigned got = 0;
+			uint32_t base;
+
+			start(policy, rings[r]);
+			disk_fails();
+			for (unsigned i = 0; i < 40; i++)
+				read_4k(i % 16, BAD + i % 16 * 8);
+			driver_publish(c.driver);
+			until_failures(1);
+			base = stop_queue();
+			CHECK_EQ(answered(), 0);
+			CHECK_EQ(stats()->kept, 0);
+			CHECK_EQ(stats()->requests[BLK_READ], 0);
+			disk_works();
+			dev->stopped = 0;
+			start_queue(base);
+			while (got < 40) {
+				if (blk_lane_poll(lane) == 0)
+					usleep(10);
+				got += answered();
+			}
+			CHECK_EQ(stats()->requests[BLK_READ], 40);
+			CHECK_EQ(stats()->errors[BLK_READ][BLK_E_IO], 0);
+			CHECK_EQ(c.memory[DATA_AT + 15 * 4096], PATTERN);
+			end();
+		}
+	}
+}
+
+/* The ring remembers one position: what is missing before an answer can't be given back. */
+static void behind_an_answer_what_waits_fails_when_the_queue_stops(void)
+{
+	uint32_t base;
+
+	start(BLK_RETRY, 0);
+	disk_fails();
+	read_4k(0, BAD);
+	driver_publish(c.driver);
+	until_failures(1);
+	read_4k(1, 0);
+	driver_publish(c.driver);
+	while (answered() == 0)
+		blk_lane_poll(lane);
+	read_4k(2, BAD);
+	driver_publish(c.driver);
+	until_failures(3);
+	base = stop_queue();
+	CHECK_EQ(answered(), 1);
+	CHECK_EQ(*client_status(&c, 0), VIRTIO_BLK_S_IOERR);
+	CHECK_EQ(*client_status(&c, 2), STATUS_UNWRITTEN);
+	disk_works();
+	start_queue(base);
+	while (answered() == 0)
+		blk_lane_poll(lane);
+	CHECK_EQ(*client_status(&c, 2), VIRTIO_BLK_S_OK);
+	end();
+}
+
+static void a_queue_that_breaks_keeps_nothing(void)
+{
+	start(BLK_STOP, 0);
+	disk_fails();
+	read_4k(0, BAD);
+	driver_publish(c.driver);
+	until_failures(1);
+	lane_fail(blk_lane_base(lane), blk_queue_base(c.queue), VIRTQ_FAULT_REQUEST);
+	while (queue_in_flight(blk_queue_base(c.queue)) > 0)
+		blk_lane_poll(lane);
+	CHECK_EQ(stats()->kept, 0);
+	end();
+}
+
+int main(void)
+{
+	snprintf(path, sizeof(path), "%s/disk", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
+	alarm(240);
+	RUN(a_failure_is_reported_and_told_once);
+	RUN(retried_until_the_disk_works_and_answered_once);
+	RUN(between_two_tries_the_lane_sleeps);
+	RUN(a_request_that_can_be_served_meanwhile_is);
+	RUN(what_the_guest_does_wrong_is_never_kept);
+	RUN(stopped_all_wait_until_resumed);
+	RUN(a_queue_that_stops_gives_back_what_waits_and_goes_on_from_there);
+	RUN(behind_an_answer_what_waits_fails_when_the_queue_stops);
+	RUN(a_queue_that_breaks_keeps_nothing);
+	unlink(path);
+	return 0;
+}

@@ -1,0 +1,121 @@
+"""--on-error, as a guest and an operator see it: a disk that fails is a file that somebody cut off, and mends again."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cli.harness import IN, SECTOR, Daemon, Guest, scrape, until, value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SIZE = 1 << 20
+BAD = SIZE // SECTOR // 2
+LENGTH = 4096
+OK, IOERR = 0, 1
+
+
+class Disk:
+    """An image that fails and works again."""
+
+    def __init__(self, path: Path) -> None:
+        """Make it."""
+        self.path = path
+        self.works()
+
+    def works(self) -> None:
+        """Have all of it, with a pattern in the middle."""
+        with self.path.open("r+b" if self.path.exists() else "w+b") as file:
+            file.truncate(SIZE)
+            file.seek(BAD * SECTOR)
+            file.write(b"\x5a" * LENGTH)
+            os.fsync(file.fileno())
+
+    def fails(self) -> None:
+        """Lose the middle and what is behind it."""
+        os.truncate(self.path, BAD * SECTOR // 2)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Disk:
+    return Disk(tmp_path / "disk.img")
+
+
+@pytest.fixture
+def served(disk: Disk, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Daemon, Guest, Path]]:
+    sock, metrics = tmp_path / "s", tmp_path / "m"
+    options = ["--blk-file", disk.path, "--on-error", request.param, "--workers", "2", "--num-queues", "2"]
+    with Daemon("blk", "--socket-path", sock, "--metrics-socket", metrics, *options) as daemon:
+        daemon.logged("listening")
+        with Guest(sock) as guest:
+            yield daemon, guest, metrics
+
+
+def is_kept(metrics: Path, requests: int) -> bool:
+    return value(scrape(metrics), "kpoll_requests_kept", queue="0") == requests
+
+
+@pytest.mark.parametrize("served", ["report"], indirect=True)
+def test_report_tells_the_guest_and_the_log_once(served: tuple[Daemon, Guest, Path], disk: Disk) -> None:
+    daemon, guest, metrics = served
+    disk.fails()
+    assert [guest.request(IN, BAD, length=LENGTH)[0] for _ in range(3)] == [IOERR] * 3
+    line = daemon.logged("disk_errors")
+    assert (line["error"], line["on_error"], line["stopped"]) == ("Input/output error", "report", False)
+    disk.works()
+    assert guest.request(IN, BAD, length=LENGTH) == (OK, b"\x5a" * LENGTH)
+    over = daemon.logged("disk_errors_over")
+    assert (over["reported"], over["retried"]) == (3, 0)
+    assert [line["event"] for line in daemon.log].count("disk_errors") == 1
+    assert value(scrape(metrics), "kpoll_request_errors_total", op="read", kind="io", queue="0") == 3
+
+
+@pytest.mark.parametrize("served", ["retry"], indirect=True)
+def test_retry_answers_when_the_disk_works_again(served: tuple[Daemon, Guest, Path], disk: Disk) -> None:
+    daemon, guest, metrics = served
+    disk.fails()
+    guest.submit(IN, BAD, length=LENGTH)
+    assert daemon.logged("disk_errors")["on_error"] == "retry"
+    until(lambda: value(scrape(metrics), "kpoll_request_retries_total", op="read", queue="0") >= 3)
+    assert is_kept(metrics, 1)
+    disk.works()
+    guest.driver.wait()
+    assert guest.data.mmap[16 : 16 + LENGTH] == b"\x5a" * LENGTH
+    assert daemon.logged("disk_errors_over")["reported"] == 0
+    assert is_kept(metrics, 0)
+    assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("served", ["stop"], indirect=True)
+def test_stop_waits_for_sighup(served: tuple[Daemon, Guest, Path], disk: Disk) -> None:
+    daemon, guest, metrics = served
+    disk.fails()
+    guest.submit(IN, BAD, length=LENGTH)
+    assert daemon.logged("disk_errors")["stopped"] is True
+    assert is_kept(metrics, 1)
+    daemon.signal(signal.SIGHUP)  # too early
+    assert daemon.logged("disk_resumed")["waiting"] == 1
+    assert daemon.logged("disk_errors")["stopped"] is True
+    disk.works()
+    daemon.signal(signal.SIGHUP)
+    daemon.logged("disk_resumed")
+    guest.driver.wait()
+    assert guest.data.mmap[16 : 16 + LENGTH] == b"\x5a" * LENGTH
+    assert daemon.logged("disk_errors_over")["reported"] == 0
+
+
+@pytest.mark.parametrize("served", ["retry", "stop"], indirect=True)
+def test_a_daemon_whose_disk_is_gone_ends_at_once_and_answers_nothing(
+    served: tuple[Daemon, Guest, Path], disk: Disk
+) -> None:
+    daemon, guest, _ = served
+    disk.fails()
+    guest.submit(IN, BAD, length=LENGTH)
+    daemon.logged("disk_errors")
+    assert daemon.stop() == 0
+    assert guest.driver.poll() == []  # whoever reconnects finds it where it was

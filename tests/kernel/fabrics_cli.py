@@ -1,0 +1,168 @@
+"""Runs in the VM: what `kpoll nvme connect|discover|disconnect` and --nvme-tcp say and do, as JSON.
+
+nvme0 is QEMU's, and behind the target.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import sys
+import time
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from kpoll.backend import blk_fabrics, cli
+from kpoll.backend.errors import KpollError
+from kpoll.backend.nvme_tcp import parse_nvme_tcp
+from kpoll.nvme import fabrics, sysfs
+from kpoll.nvme.libnvme import load
+from tests.kernel.nvmet import ADDRESS, Target, loopback_up
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+DISK = Target("nqn.2024-01.kpoll:disk", 4420)
+TWO = Target("nqn.2024-01.kpoll:two", 4422)
+HOST = "nqn.2014-08.org.nvmexpress:uuid:01234567-89ab-cdef-0123-456789abcdef"
+
+
+def said(*words: str) -> dict[str, Any]:
+    """Return how a command ended, and what it said. In this process: to start Python takes an emulated CPU seconds."""
+    print(*words, file=sys.stderr)
+    out, err = io.StringIO(), io.StringIO()
+    began = time.monotonic()
+    with redirect_stdout(out), redirect_stderr(err), patch.object(sys, "argv", ["kpoll", *words]):
+        code = cli._run(cli.kpoll, "kpoll")  # noqa: SLF001 - the program, but for its exit
+    seconds = time.monotonic() - began
+    return {
+        "code": code,
+        "out": out.getvalue(),
+        "err": err.getvalue(),
+        "seconds": seconds,
+        "left": controllers(),
+    }
+
+
+def controllers() -> list[str]:
+    """Name the controllers that are reached over fabrics."""
+    return [each.name for _, each in sysfs.scan("").controllers() if each.transport != "pcie"]
+
+
+def answered(*words: str) -> Any:
+    """Return what a command says as JSON."""
+    done = said(*words, "--json")
+    assert done["code"] == 0, done
+    return json.loads(done["out"])
+
+
+@contextmanager
+def deaf() -> Iterator[int]:
+    """Listen, accept, and say nothing. Yields the port."""
+    with socket.create_server((ADDRESS, 0)) as server:
+        yield server.getsockname()[1]
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Have no capability, and the rights of no user."""
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def error(call: Callable[[], object]) -> str:
+    """Return what a call that has to fail says."""
+    try:
+        call()
+    except (fabrics.ConnectError, KpollError) as refused:
+        return str(refused)
+    return "no error"
+
+
+def blk(option: str) -> dict[str, Any]:
+    """Start `kpoll blk` on something that it has to refuse."""
+    return said("blk", "--socket-path", "/tmp/s", "--nvme-tcp", option)
+
+
+def no_permission() -> str:
+    """Try without the rights."""
+    with nobody():
+        return error(lambda: fabrics.check_ready(load()))
+
+
+def silence() -> dict[str, Any]:
+    """Connect to somebody who accepts and says nothing; in less time than usual, to spare the test's."""
+    setattr(fabrics, "_ANSWER_S", 2.0)  # noqa: B010 - which mypy would not let us set
+    library = fabrics.check_ready(load())
+    with deaf() as port:
+        address = fabrics.Address(transport="tcp", traddr=ADDRESS, trsvcid=port)
+        began = time.monotonic()
+        says = error(lambda: fabrics.connect(library, address, DISK.nqn, fabrics.default_host(), fabrics.Timeouts()))
+        return {"says": says, "seconds": time.monotonic() - began, "left": controllers()}
+
+
+def vanished() -> str:
+    """Have the namespace go between the look at it and its opening."""
+    found = fabrics.wait_for_namespace
+
+    def find_and_lose(controller: str, nsid: int, seconds: float) -> str | None:
+        name = found(controller, nsid, seconds)
+        DISK.enable(1, False)
+        while name and Path("/sys/block", name).exists():
+            time.sleep(0.01)  # a bound is the VM's own
+        return name
+
+    def open_it() -> None:
+        with blk_fabrics.reach(parse_nvme_tcp(DISK.option), "report") as reached:
+            try:
+                os.close(os.open(reached.node, os.O_RDWR))
+            except OSError as failed:
+                raise KpollError(f"{reached.node}: {failed.strerror}") from failed
+
+    setattr(blk_fabrics, "wait_for_namespace", find_and_lose)  # noqa: B010 - which mypy would not let us set
+    try:
+        return error(open_it)
+    finally:
+        setattr(blk_fabrics, "wait_for_namespace", found)  # noqa: B010 - likewise
+        DISK.enable(1, True)
+
+
+def main() -> None:
+    """Do it all and print."""
+    loopback_up()
+    DISK.make("/dev/nvme0n1")
+    TWO.make("/dev/nvme0n1")
+    TWO.add(2, "/dev/nvme0n1")
+    tcp = ("--traddr", ADDRESS, "--trsvcid", str(DISK.port))
+    facts: dict[str, Any] = {"offers": answered("nvme", "discover", *tcp), "discover": said("nvme", "discover", *tcp)}
+    facts["connect"] = answered("nvme", "connect", *tcp, "--nqn", DISK.nqn, "--hostnqn", HOST)
+    facts["again"] = said("nvme", "connect", *tcp, "--nqn", DISK.nqn, "--hostnqn", HOST)
+    facts["listed"] = answered("nvme", "list")
+    facts["disconnect"] = answered("nvme", "disconnect", "--nqn", DISK.nqn)
+    facts["left"] = controllers()
+    facts["none"] = said("nvme", "disconnect", "--nqn", DISK.nqn)
+    facts["pcie"] = said("nvme", "disconnect", "--device", "nvme0")
+    facts["unknown"] = said("nvme", "connect", *tcp, "--nqn", "nqn.2024-01.kpoll:nothing")
+    facts["nobody_listens"] = said("nvme", "connect", "--traddr", ADDRESS, "--trsvcid", "4", "--nqn", DISK.nqn)
+    facts["unreachable"] = said("nvme", "connect", "--traddr", "192.0.2.1", "--nqn", DISK.nqn)
+    DISK.allow_any_host(False)
+    facts["not_allowed"] = said("nvme", "connect", *tcp, "--nqn", DISK.nqn)
+    DISK.allow_any_host(True)
+    facts["which"] = blk(TWO.option)
+    facts["no_such_nsid"] = blk(f"{TWO.option},nsid=7")
+    facts["no_disk"] = blk(f"{DISK.option}x")
+    facts["no_permission"] = no_permission()
+    facts["vanished"] = {"says": vanished(), "left": controllers()}
+    facts["silence"] = silence()
+    json.dump(facts, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

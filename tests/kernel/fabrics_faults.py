@@ -1,0 +1,180 @@
+"""Runs in the VM: disks on NVMe whose target dies, whose controller is removed, and that come back; as JSON.
+
+nvme0 is behind the target, nvme1 a disk of its own. What is seen is in test_fabrics_faults.py.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kpoll.backend.bench.blk import BlkLoad, run_blk
+from kpoll.nvme import fabrics, sysfs
+from kpoll.nvme.libnvme import load
+from tests.cli.harness import IN, OUT, SECTOR, Daemon, Guest, until
+from tests.kernel.nvmet import ADDRESS, Target, loopback_up
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TARGET = Target("nqn.2024-01.kpoll:disk", 4420)
+LENGTH = 4096
+OK = 0
+PCI_RESCAN = Path("/sys/bus/pci/rescan")
+BEGAN = time.monotonic()
+
+
+def say(what: str) -> None:
+    """Tell how far it is."""
+    print(f"{time.monotonic() - BEGAN:6.1f} s  {what}", file=sys.stderr, flush=True)
+
+
+def connected() -> list[str]:
+    """Name the controllers that are reached over fabrics."""
+    return [each.name for _, each in sysfs.scan("").controllers() if each.transport == "tcp"]
+
+
+@contextmanager
+def serving(*options: str) -> Iterator[tuple[Daemon, Path]]:
+    """Serve a disk; yields the daemon, which listens, and its socket."""
+    with tempfile.TemporaryDirectory() as folder:
+        sock = Path(folder) / "s"
+        with Daemon("blk", "--socket-path", sock, "--num-queues", "2", *options) as daemon:
+            daemon.logged("listening")
+            say(f"serving {options}")
+            yield daemon, sock
+
+
+def verified(sock: Path, **options: Any) -> dict[str, Any]:
+    """Write and read with checks; return what the load saw."""
+    report = run_blk(
+        sock, BlkLoad(rw="randrw", verify=True, size=8 << 20, iodepth=8, stall=150, wait="sleep", **options)
+    )
+    return {
+        name: value for name, value in asdict(report).items() if name in ("errors", "checked", "mismatches", "writes")
+    }
+
+
+def target_killed(policy: str) -> dict[str, Any]:
+    """Kill the target under load and start it again."""
+    with serving("--nvme-tcp", TARGET.option, "--on-error", policy) as (daemon, sock), ThreadPoolExecutor() as pool:
+        during = connected()
+        ours = daemon.logged("nvme_connected")["ours"]
+        bench = pool.submit(verified, sock, runtime=30.0, queues=2)
+        time.sleep(6)  # the load is to be at it; the errors that follow show that it was
+        TARGET.kill()
+        errors = daemon.logged("disk_errors")
+        say("errors")
+        TARGET.start()
+        over = daemon.logged("disk_errors_over")
+        say("over")
+        seen = bench.result()
+        code = daemon.stop()
+        lines = [line["event"] for line in daemon.log]
+    return {
+        "during": during,
+        "ours": ours,
+        "errors": errors,
+        "over": over,
+        "load": seen,
+        "code": code,
+        "after": connected(),
+        "times_begun": lines.count("disk_errors"),
+        "times_over": lines.count("disk_errors_over"),
+    }
+
+
+def ended_without_a_target() -> dict[str, Any]:
+    """Ask a daemon to end while the kernel waits for a target that is dead."""
+    with serving("--nvme-tcp", TARGET.option) as (daemon, sock), Guest(sock) as guest:
+        guest.request(IN, 0, length=LENGTH)
+        TARGET.kill()
+        guest.submit(IN, 8, length=LENGTH)
+        began = time.monotonic()
+        code = daemon.stop()
+        seconds = time.monotonic() - began
+        forced = "exit_forced" in [line["event"] for line in daemon.log]
+    TARGET.start()
+    return {"code": code, "seconds": seconds, "forced": forced, "after": connected()}
+
+
+def removed(daemon: Daemon, sock: Path, remove: Any, bring_back: Any) -> dict[str, Any]:
+    """Remove the disk under a guest, and bring it back."""
+    pattern = b"\xa5" * LENGTH
+    with Guest(sock) as guest:
+        before = guest.request(OUT, 64, out=pattern)[0]
+        remove()
+        say("removed")
+        daemon.logged("disk_gone")
+        while_gone = [guest.request(IN, 64, length=LENGTH)[0], guest.request(OUT, 128, out=pattern)[0]]
+        bring_back()
+        returned = daemon.logged("disk_returned")
+        say("returned")
+        # What is asked as it comes back may still find the old one.
+        after = guest.request(IN, 64, length=LENGTH)
+    return {
+        "before": before,
+        "while_gone": while_gone,
+        "returned": returned["namespace"],
+        "after": after[0],
+        "kept_its_data": after[1] == pattern,
+        "load": verified(sock, requests=500),
+        "code": daemon.stop(),
+    }
+
+
+def controller_deleted() -> dict[str, Any]:
+    """Delete the controller of a connection that isn't the daemon's, and connect again."""
+    library = fabrics.check_ready(load())
+    address = fabrics.Address(transport="tcp", traddr=ADDRESS, trsvcid=TARGET.port)
+
+    def connect() -> None:
+        fabrics.connect(library, address, TARGET.nqn, fabrics.default_host(), fabrics.Timeouts())
+
+    def delete() -> None:
+        [name] = connected()
+        Path(f"/sys/class/nvme/{name}/delete_controller").write_text("1")
+
+    connect()
+    with serving("--nvme-tcp", TARGET.option) as (daemon, sock):
+        ours = daemon.logged("nvme_connected")["ours"]
+        seen = removed(daemon, sock, delete, connect)
+    left = connected()
+    delete()
+    return {**seen, "ours": ours, "left": left}
+
+
+def card_pulled(engine: str) -> dict[str, Any]:
+    """Remove a PCI device, and rescan the bus."""
+
+    def remove() -> None:
+        Path("/sys/class/nvme/nvme1/device/remove").resolve().write_text("1")
+        until(lambda: not Path("/sys/block/nvme1n1").exists())
+
+    with serving("--blk-file", "/dev/nvme1n1", "--engine", engine) as (daemon, sock):
+        return removed(daemon, sock, remove, lambda: PCI_RESCAN.write_text("1"))
+
+
+def main() -> None:
+    """Do it all and print."""
+    loopback_up()
+    TARGET.make("/dev/nvme0n1")
+    assert LENGTH % SECTOR == 0
+    facts: dict[str, Any] = {}
+    facts["retry"] = target_killed("retry")
+    facts["ended"] = ended_without_a_target()
+    facts["deleted"] = controller_deleted()
+    facts["pulled_aio"] = card_pulled("aio")
+    facts["pulled_io_uring"] = card_pulled("io_uring")
+    json.dump(facts, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

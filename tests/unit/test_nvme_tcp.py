@@ -1,0 +1,135 @@
+"""--nvme-tcp, and what NVMe over Fabrics takes to be named: addresses, NQNs, hosts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kpoll.backend.errors import UsageError
+from kpoll.backend.nvme_tcp import NvmeTcp, parse_nvme_tcp
+from kpoll.nvme.bounded import TooLateError, bounded
+from kpoll.nvme.fabrics import Address, ConnectError, check_ready, default_host
+from kpoll.nvme.libnvme import Libnvme
+from kpoll.nvme.topology import Controller
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NQN = "nqn.2024-01.example:disk"
+
+
+def controller(address: str, transport: str = "tcp") -> Controller:
+    return Controller(
+        name="nvme1",
+        transport=transport,
+        address=address,
+        state="live",
+        serial="",
+        model="",
+        firmware="",
+        queues=None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "traddr", "port", "nsid"),
+    [
+        (f"addr=192.0.2.1,nqn={NQN}", "192.0.2.1", 4420, None),
+        (f"addr=192.0.2.1:8009,nqn={NQN},nsid=3", "192.0.2.1", 8009, 3),
+        (f"nqn={NQN},nsid=4294967294,addr=[2001:db8::1]:1", "2001:db8::1", 1, 4294967294),
+        (f"addr=[2001:db8::1],nqn={NQN}", "2001:db8::1", 4420, None),
+        (f"addr=2001:db8::1,nqn={NQN}", "2001:db8::1", 4420, None),
+    ],
+)
+def test_a_namespace_is_named_by_address_subsystem_and_number(
+    text: str, traddr: str, port: int, nsid: int | None
+) -> None:
+    wanted = parse_nvme_tcp(text)
+    assert wanted == NvmeTcp(traddr=traddr, port=port, nqn=NQN, nsid=nsid)
+    assert str(wanted) == (NQN if nsid is None else f"{NQN}:{nsid}")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "nothing is none of its parts"),
+        ("addr=192.0.2.1", "has no nqn="),
+        (f"nqn={NQN}", "has no addr="),
+        (f"addr=192.0.2.1,nqn={NQN},port=1", "port=1 is none of its parts"),
+        (f"addr=192.0.2.1,addr=192.0.2.2,nqn={NQN}", "addr= was given twice"),
+        (f"addr=host.example,nqn={NQN}", "is no IP address"),
+        (f"addr=192.0.2.1:0,nqn={NQN}", "give a port"),
+        (f"addr=192.0.2.1:65536,nqn={NQN}", "give a port"),
+        (f"addr=192.0.2.1:,nqn={NQN}", "is no IP address"),
+        (f"addr=,nqn={NQN}", "is no IP address"),
+        (f"addr=[192.0.2.1,nqn={NQN}", "is no IP address"),
+        ("addr=192.0.2.1,nqn=", "is no NQN"),
+        (f"addr=192.0.2.1,nqn={'n' * 224}", "is no NQN"),
+        ("addr=192.0.2.1,nqn=a b", "is no NQN"),
+        ("addr=192.0.2.1,nqn=nqn.2014-08.org.nvmexpress.discovery", "has no disks"),
+        (f"addr=192.0.2.1,nqn={NQN},nsid=0", "nsid=0"),
+        (f"addr=192.0.2.1,nqn={NQN},nsid=-1", "nsid=-1"),
+        (f"addr=192.0.2.1,nqn={NQN},nsid=4294967295", "nsid=4294967295"),
+    ],
+)
+def test_what_names_no_namespace_is_a_usage_error(text: str, says: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_nvme_tcp(text)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_address_is_a_controllers_whatever_else_the_kernel_says_of_it() -> None:
+    address = Address(transport="tcp", traddr="2001:db8::1", trsvcid=4420)
+    assert address.is_of(controller("traddr=2001:db8:0::1,trsvcid=4420,src_addr=2001:db8::2"))
+    assert not address.is_of(controller("traddr=2001:db8::1,trsvcid=4421"))
+    assert not address.is_of(controller("traddr=2001:db8::1,trsvcid=4420", "rdma"))
+    assert not address.is_of(controller("0000:00:05.0", "pcie"))
+    assert str(address) == "tcp [2001:db8::1]:4420"
+
+
+def test_a_host_has_nvme_clis_name_or_one_of_its_own_that_stays(tmp_path: Path) -> None:
+    own = default_host(tmp_path)
+    assert own.nqn.startswith("nqn.2014-08.org.nvmexpress:uuid:")
+    assert own.id == own.nqn[-36:]
+    if os.path.exists("/etc/machine-id"):  # noqa: PTH110
+        assert default_host(tmp_path) == own
+    (tmp_path / "hostnqn").write_text("nqn.2014-08.org.nvmexpress:uuid:01234567-89AB-cdef-0123-456789abcdef\n")
+    assert default_host(tmp_path).id == "01234567-89ab-cdef-0123-456789abcdef"
+    (tmp_path / "hostid").write_text("fedcba98-0000-0000-0000-000000000000\n")
+    assert default_host(tmp_path).id == "fedcba98-0000-0000-0000-000000000000"
+
+
+def test_what_it_takes_is_looked_at_before_anything_is_tried(tmp_path: Path) -> None:
+    with pytest.raises(ConnectError, match="apt install libnvme1"):
+        check_ready(None)
+    with pytest.raises(ConnectError, match=r"isn't there: load the kernel's driver with `modprobe nvme-tcp`$"):
+        check_ready(Libnvme(None), tmp_path / "nvme-fabrics")
+
+
+def test_what_is_done_in_time_returns_its_result_or_error() -> None:
+    assert bounded(lambda: [os.getpid()], 60) != [os.getpid()]
+
+    def fails() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        bounded(fails, 60)
+
+
+def test_what_takes_too_long_is_killed() -> None:
+    began = time.monotonic()
+    with pytest.raises(TooLateError):
+        bounded(signal.pause, 0.1)
+    assert time.monotonic() - began < 30
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_what_ends_without_an_answer_is_too_late() -> None:
+    with pytest.raises(TooLateError):
+        bounded(lambda: os.kill(os.getpid(), signal.SIGKILL), 60)
