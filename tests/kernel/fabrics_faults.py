@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from kpoll.backend.bench.blk import BlkLoad, run_blk
 from kpoll.nvme import fabrics, sysfs
 from kpoll.nvme.libnvme import load
+from tests.cli import harness
 from tests.cli.harness import IN, OUT, SECTOR, Daemon, Guest, until
 from tests.kernel.nvmet import ADDRESS, Target, loopback_up
 
@@ -164,6 +165,7 @@ def card_pulled(engine: str) -> dict[str, Any]:
 
 def main() -> None:
     """Do it all and print."""
+    setattr(harness, "PATIENCE_S", 300.0)  # noqa: B010 - final for everybody but an emulated CPU beside other work
     loopback_up()
     TARGET.make("/dev/nvme0n1")
     assert LENGTH % SECTOR == 0
