@@ -15,7 +15,9 @@ from .errors import KpollError, UsageError
 from .nvme_report import device_tables, topology_table
 from .subcommand import Subcommand
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead (names: docs/nvme.md).")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object instead (names: docs/nvme.md)."
+)
 
 
 @click.group()
