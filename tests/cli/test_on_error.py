@@ -31,9 +31,8 @@ class Disk:
     def works(self) -> None:
         """Have all of it, with a pattern in the middle."""
         with self.path.open("r+b" if self.path.exists() else "w+b") as file:
+            os.pwrite(file.fileno(), b"\x5a" * LENGTH, BAD * SECTOR)  # in one go: a retry may come at any moment
             file.truncate(SIZE)
-            file.seek(BAD * SECTOR)
-            file.write(b"\x5a" * LENGTH)
             os.fsync(file.fileno())
 
     def fails(self) -> None:
