@@ -61,7 +61,7 @@ class BlkDevice(WorkerDevice):
         self.num_queues = len(queues)
         self.queue_size_max = int(lib.VIRTQ_SIZE_MAX)
         self._log = log
-        self._features = device_features(disk.limits)
+        self._features = device_features(disk.limits, lifetime=bool(disk.lifetime))
         self._negotiated = 0
         self._writeback = _WRITEBACK_RESET
         self._writeback_known = False  # to the guest of this session

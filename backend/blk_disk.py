@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from kpoll.vhost._core import ffi, lib
 
-from .blk_config import EXTENT_MAX, DiskLimits
+from .blk_config import EXTENT_MAX, LIFETIME_BYTES, DiskLimits
 from .blk_namespace import discard_granularity, namespace_serial
 from .config import SECTOR, SERIAL_BYTES
 from .errors import KpollError
@@ -93,6 +94,17 @@ class Disk:
     def capacity(self, sectors: int) -> None:
         # One aligned 64-bit store: a worker reads either the old or the new one.
         self.dev.capacity = sectors
+
+    @property
+    def lifetime(self) -> bytes:
+        """What GET_LIFETIME answers; nothing: it isn't offered."""
+        raw = int(self.dev.lifetime).to_bytes(8, sys.byteorder)
+        return raw[:LIFETIME_BYTES] if any(raw) else b""
+
+    @lifetime.setter
+    def lifetime(self, value: bytes) -> None:
+        # One aligned 64-bit store, as with the capacity.
+        self.dev.lifetime = int.from_bytes(value.ljust(8, b"\0"), sys.byteorder)
 
     @property
     def write_back(self) -> bool:

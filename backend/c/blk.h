@@ -42,6 +42,7 @@ struct blk_dev {
 	bool read_only;
 	uint8_t write_back; /* atomic: CONFIG_WCE's writeback, or FLUSH negotiated without it */
 	uint32_t max_discard_sectors, max_write_zeroes_sectors;
+	uint64_t lifetime; /* atomic: what GET_LIFETIME answers, in its first six bytes; 0: it isn't offered */
 	uint8_t serial[BLK_SERIAL_LEN];
 	uint8_t on_error; /* enum blk_on_error; constant while workers run */
 	/* Atomic, each. */

@@ -111,11 +111,9 @@ static int parse_ranges(struct blk_req *req, struct iovec *data, uint64_t len, b
 	return 1;
 }
 
-static int answer_get_id(struct blk_req *req, const struct iovec *data, unsigned count)
+/* Answer with @left bytes, or what of them the driver has room for. */
+static int answer_bytes(struct blk_req *req, const struct iovec *data, unsigned count, const uint8_t *from, size_t left)
 {
-	const uint8_t *from = req->queue->dev->serial;
-	size_t left = BLK_SERIAL_LEN;
-
 	for (unsigned i = 0; i < count && left > 0; i++) {
 		size_t n = data[i].iov_len < left ? data[i].iov_len : left;
 
@@ -124,6 +122,15 @@ static int answer_get_id(struct blk_req *req, const struct iovec *data, unsigned
 		left -= n;
 	}
 	return blk_finish(req, VIRTIO_BLK_S_OK, now_ns()), 0;
+}
+
+static int answer_get_lifetime(struct blk_req *req, const struct iovec *data, unsigned count)
+{
+	uint64_t lifetime = load_relaxed(&req->queue->dev->lifetime);
+
+	if (lifetime == 0)
+		return blk_reject(req, VIRTIO_BLK_S_UNSUPP, BLK_E_UNSUPPORTED), 0;
+	return answer_bytes(req, data, count, (const uint8_t *)&lifetime, BLK_LIFETIME_LEN);
 }
 
 int blk_parse(struct blk_queue *q, struct blk_req *req)
@@ -171,7 +178,10 @@ int blk_parse(struct blk_queue *q, struct blk_req *req)
 		return parse_ranges(req, iov, chain->out_len - sizeof(header), true);
 	case VIRTIO_BLK_T_GET_ID:
 		req->op = BLK_GET_ID;
-		return answer_get_id(req, iov + out, in);
+		return answer_bytes(req, iov + out, in, req->queue->dev->serial, BLK_SERIAL_LEN);
+	case VIRTIO_BLK_T_GET_LIFETIME:
+		req->op = BLK_OTHER;
+		return answer_get_lifetime(req, iov + out, in);
 	default:
 		req->op = BLK_OTHER;
 		return blk_reject(req, VIRTIO_BLK_S_UNSUPP, BLK_E_UNSUPPORTED), 0;

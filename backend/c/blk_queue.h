@@ -10,6 +10,9 @@
 #include "../../kernel/c/atomics.h"
 #include "blk.h"
 
+#define VIRTIO_BLK_T_GET_LIFETIME 10 /* virtio 1.2 §5.2.6; not in Linux' header */
+#define BLK_LIFETIME_LEN 6           /* struct virtio_blk_lifetime */
+
 /* Header, data, status, and some to spare for buffers that cross memory regions. */
 #define BLK_IOVS (BLK_SEG_MAX + 10)
 

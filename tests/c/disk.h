@@ -99,6 +99,7 @@ static inline void client_free(struct client *c)
 }
 
 #define STATUS_UNWRITTEN 0xee
+#define T_GET_LIFETIME 10 /* virtio 1.2 §5.2.6; not in Linux' header */
 
 /* Where request @slot keeps its header and its status byte. */
 static inline struct virtio_blk_outhdr *client_header(struct client *c, unsigned slot)
@@ -115,7 +116,7 @@ static inline uint8_t *client_status(struct client *c, unsigned slot)
 static inline void client_add(struct client *c, unsigned slot, uint32_t type, uint64_t sector, uint32_t data,
 			      uint32_t len)
 {
-	bool to_guest = type == VIRTIO_BLK_T_IN || type == VIRTIO_BLK_T_GET_ID;
+	bool to_guest = type == VIRTIO_BLK_T_IN || type == VIRTIO_BLK_T_GET_ID || type == T_GET_LIFETIME;
 	struct driver_buf bufs[3] = { { HEADER_AT + slot * 64, sizeof(struct virtio_blk_outhdr) } };
 	unsigned n = 1;
 

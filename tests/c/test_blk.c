@@ -181,6 +181,21 @@ static void get_id_gives_the_serial(void)
 	stop();
 }
 
+static void get_lifetime_gives_what_is_known_and_no_more(void)
+{
+	start("null", 0);
+	memset(c.memory + DATA_AT, 7, 32);
+	CHECK_EQ(client_ask(&c, lane, T_GET_LIFETIME, 0, 6), VIRTIO_BLK_S_UNSUPP);
+	CHECK_EQ(c.memory[DATA_AT], 7);
+	memcpy(&dev->lifetime, "\1\0\2\0\3\0\0\0", 8);
+	CHECK_EQ(client_ask(&c, lane, T_GET_LIFETIME, 0, 32), VIRTIO_BLK_S_OK);
+	CHECK(memcmp(c.memory + DATA_AT, "\1\0\2\0\3\0\7\7", 8) == 0);
+	memset(c.memory + DATA_AT, 7, 32);
+	CHECK_EQ(client_ask(&c, lane, T_GET_LIFETIME, 0, 3), VIRTIO_BLK_S_OK); /* what there is room for */
+	CHECK(memcmp(c.memory + DATA_AT, "\1\0\2\7", 4) == 0);
+	stop();
+}
+
 static void set_ranges(unsigned n, uint64_t sector, uint32_t sectors, uint32_t flags)
 {
 	struct virtio_blk_discard_write_zeroes *seg = (void *)(c.memory + DATA_AT);
@@ -373,6 +388,7 @@ int main(void)
 	RUN(a_read_only_disk_refuses_every_change);
 	RUN(an_unknown_request_is_unsupported);
 	RUN(get_id_gives_the_serial);
+	RUN(get_lifetime_gives_what_is_known_and_no_more);
 	RUN(discard_gives_space_back_range_by_range);
 	RUN(write_zeroes_reads_as_zeros_with_and_without_unmap);
 	RUN(ranges_that_break_the_limits_are_refused);

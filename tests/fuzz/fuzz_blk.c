@@ -19,6 +19,7 @@ static void make_disk(void)
 	dev->capacity = (1 << 20) / BLK_SECTOR;
 	dev->max_discard_sectors = dev->max_write_zeroes_sectors = 1024;
 	memcpy(dev->serial, "fuzz", 4);
+	dev->lifetime = 1;
 	MUST(blk_lane_create(&lane, dev, "null", 64) == 0);
 	queue = blk_queue_create(dev, 0);
 	MUST(queue != NULL);

@@ -190,6 +190,7 @@ SEEDS = {
     "write_read_only": split_request(1, bytes(512), writable=False, flags=32),
     "flush": split_request(4, bytes(1), writable=True),
     "get_id": split_request(8, bytes(20), writable=True, flags=4),
+    "get_lifetime": split_request(10, bytes(8), writable=True),
     "discard": split_request(11, struct.pack("<QII", 0, 8, 0) * 2, writable=False),
     "write_zeroes": split_request(13, struct.pack("<QII", 8, 8, 1), writable=False),
     "unknown": split_request(99, bytes(8), writable=False),

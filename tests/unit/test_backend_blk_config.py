@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from kpoll.backend.blk_config import BlkFeature, DiskLimits, config_space, device_features, writes_back
+from kpoll.backend.blk_config import BlkFeature, DiskLimits, config_space, device_features, lifetime, writes_back
 from kpoll.vhost.features import VirtioFeature
 
 NVME = DiskLimits(
@@ -107,6 +107,24 @@ FULL = {
 
 def test_a_disk_offers_all_that_it_serves_and_nothing_else() -> None:
     assert {bit for bit in BlkFeature if device_features(NVME) & bit} == FULL
+
+
+def test_wear_is_offered_only_where_it_is_known() -> None:
+    offered = device_features(NVME, lifetime=True)
+    assert {bit for bit in BlkFeature if offered & bit} == FULL | {BlkFeature.VIRTIO_BLK_F_LIFETIME}
+
+
+@pytest.mark.parametrize(
+    ("percent_used", "spare", "pre_eol_info", "typ_b"),
+    [
+        *((0, (100, 10), 1, 1), (9, (21, 10), 1, 1), (10, (20, 10), 2, 2), (99, (11, 10), 2, 10)),
+        *((100, (10, 10), 3, 11), (255, (0, 10), 3, 11), (0, (0, 0), 0, 1)),
+    ],
+)
+def test_wear_goes_by_tenths_and_spare_capacity_tells_of_the_end(
+    percent_used: int, spare: tuple[int, int], pre_eol_info: int, typ_b: int
+) -> None:
+    assert struct.unpack("<HHH", lifetime(percent_used, *spare)) == (pre_eol_info, 0, typ_b)
 
 
 def test_a_read_only_disk_says_so_and_takes_nothing_away_from_itself() -> None:
