@@ -8,12 +8,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from kpoll.vhost._core import lib
 
+from .blk_smart import smart_metrics
 from .metrics import DeviceCollector, Identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .blk_device import BlkDevice
+    from .blk_health import Health
 
 # Labels of enum blk_metric_op and enum blk_metric_error, in their order.
 OPS: Final = ("read", "write", "flush", "discard", "write_zeroes", "get_id", "other")
@@ -36,13 +38,19 @@ def cumulated(counts: list[int]) -> list[tuple[str, float]]:
 class BlkCollector(DeviceCollector):
     """Reads a block device's counters at each scrape."""
 
-    def __init__(self, identity: Identity, device: BlkDevice) -> None:
-        """Collect from `device`."""
+    def __init__(self, identity: Identity, device: BlkDevice, health: Health) -> None:
+        """Collect from `device`, and the health of what is under it."""
         super().__init__(identity, device)
         self._disk = device
+        self._health = health
 
     def own_metrics(self) -> Iterator[Metric]:
-        """Yield the families of requests."""
+        """Yield the families of requests, and of the NVMe device below."""
+        yield from self._requests()
+        if self._health.log is not None:
+            yield from smart_metrics(self.identity.device, self._health.log)
+
+    def _requests(self) -> Iterator[Metric]:
         labels = ["device", "queue", "op"]
         requests = CounterMetricFamily("kpoll_requests", "Requests answered", labels=labels)
         sizes = CounterMetricFamily("kpoll_request_bytes", "Bytes read or written by requests", labels=labels)

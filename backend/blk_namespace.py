@@ -12,6 +12,11 @@ from kpoll.nvme.pages import IdentifyNamespace
 _UNKNOWN: Final = 0
 
 
+def is_nvme(fd: int) -> bool:
+    """Whether a descriptor is of an NVMe namespace, or a partition of one; -1 isn't."""
+    return fd >= 0 and sysfs.identify(f"/proc/self/fd/{fd}") is not None
+
+
 def namespace_serial(fd: int) -> bytes:
     """Return a namespace's serial number, at most 20 bytes; nothing for any other disk."""
     status = os.fstat(fd)

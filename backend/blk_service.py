@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from .blk_config import lifetime
 from .blk_device import open_device
 from .blk_disk import open_disk
 from .blk_errors import ErrorWatch
+from .blk_health import open_health
 from .blk_metrics import BlkCollector
 from .blk_opener import opener
 from .blk_return import ReturnWatch
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from structlog.typing import FilteringBoundLogger
+
+    from kpoll.nvme.pages import SmartLog
 
     from .config import BlkConfig
 
@@ -40,6 +44,14 @@ def open_blk(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[Service]:
             config = replace(config, blk_file=reached.node, nvme_tcp=None)
         disk = stack.enter_context(open_disk(config))
         again = stack.enter_context(opener(disk.fd)) if disk.fd >= 0 else None
+        watched = config.metrics.tcp is not None or config.metrics.path is not None
+        health = stack.enter_context(open_health(disk.fd, watched=watched))
+
+        def learn(page: SmartLog) -> None:
+            disk.lifetime = lifetime(page.percent_used, page.avail_spare, page.spare_thresh)
+
+        if health.log is not None:
+            learn(health.log)
         device = stack.enter_context(open_device(config, disk, log))
         resize = ResizeWatch(device, log)
         stack.callback(resize.close)
@@ -56,6 +68,8 @@ def open_blk(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[Service]:
                 nursery.start_soon(resize.run)
                 nursery.start_soon(errors.run)
                 nursery.start_soon(returned.run)
+                if watched:
+                    nursery.start_soon(health.run, log, learn)
 
         async def refresh() -> None:
             await returned.look()
@@ -77,7 +91,7 @@ def open_blk(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[Service]:
                 "workers": config.workers,
                 "read_only": config.read_only,
             },
-            collector=BlkCollector(identity, device),
+            collector=BlkCollector(identity, device, health),
             ready=ready,
             watch=watch,
             refresh=refresh,

@@ -24,6 +24,8 @@ from .seccomp import deny_syscalls
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_NAME: Final = 15
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_CAPBSET_DROP: Final = 24
 _PR_CAP_AMBIENT: Final = 47
@@ -77,6 +79,16 @@ def _check(result: int) -> None:
 def set_no_new_privs() -> None:
     """Let no execve(2) raise privileges from here on. Raises OSError."""
     _check(_libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+
+
+def set_name(name: str) -> None:
+    """Name this thread, for ps(1): at most 15 bytes. Raises OSError."""
+    _check(_libc().prctl(_PR_SET_NAME, name.encode(), 0, 0, 0))
+
+
+def set_undumpable() -> None:
+    """Leave no core file, and let nobody of the same user look into this process. Raises OSError."""
+    _check(_libc().prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
 
 
 def drop_capabilities(kept: frozenset[int] = frozenset()) -> None:

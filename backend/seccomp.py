@@ -11,7 +11,10 @@ import ctypes
 import errno
 import os
 import socket
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 DENIED: Final = (
     # other programs and processes
@@ -40,6 +43,8 @@ _ARGUMENT_VALUES: Final = 64  # there are no more families, nor commands
 
 _SCMP_ACT_ALLOW: Final = 0x7FFF0000
 _SCMP_ACT_ERRNO: Final = 0x00050000
+_SCMP_ACT_KILL_PROCESS: Final = 0x80000000
+_FILTER_MAX: Final = 4096 * 8  # bytes: as many instructions as the kernel takes, and less than a pipe holds
 _SCMP_CMP_EQ: Final = 4
 _SCMP_CMP_GE: Final = 5
 _SCMP_CMP_MASKED_EQ: Final = 7
@@ -79,6 +84,7 @@ def load_libseccomp() -> ctypes.CDLL:
     library.seccomp_init.argtypes = [ctypes.c_uint32]
     library.seccomp_release.argtypes = [ctypes.c_void_p]
     library.seccomp_load.argtypes = [ctypes.c_void_p]
+    library.seccomp_export_bpf.argtypes = [ctypes.c_void_p, ctypes.c_int]
     library.seccomp_syscall_resolve_name.argtypes = [ctypes.c_char_p]
     library.seccomp_rule_add_array.argtypes = [
         ctypes.c_void_p,
@@ -116,6 +122,35 @@ def deny_syscalls(*, xdp: bool = False) -> None:
         _deny_clone(library, context)
         _check(library.seccomp_load(context))
     finally:
+        library.seccomp_release(context)
+
+
+def filter_program(allowed: Mapping[str, Sequence[int]]) -> bytes:
+    """Make a filter that kills the process at any system call but these. Raises OSError; nothing is installed.
+
+    Args:
+        allowed: By a system call's name what its first arguments have to be; none: anything.
+
+    Returns an array of struct sock_filter.
+
+    """
+    library = load_libseccomp()
+    context = library.seccomp_init(_SCMP_ACT_KILL_PROCESS)
+    if not context:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        for name, values in allowed.items():
+            number = library.seccomp_syscall_resolve_name(name.encode())
+            rules = (_ArgCmp * len(values))(
+                *(_ArgCmp(index, _SCMP_CMP_EQ, value, 0) for index, value in enumerate(values))
+            )
+            _check(library.seccomp_rule_add_array(context, _SCMP_ACT_ALLOW, number, len(values), rules))
+        _check(library.seccomp_export_bpf(context, writer))
+        return os.read(reader, _FILTER_MAX)
+    finally:
+        os.close(reader)
+        os.close(writer)
         library.seccomp_release(context)
 
 
