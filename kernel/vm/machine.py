@@ -167,7 +167,7 @@ def _qemu(machine: Machine, image: Path, shares: Sequence[tuple[str, Path]], wor
         file = work / f"nvme{number}"
         file.touch()
         os.truncate(file, disk.size)
-        command += ["-drive", f"if=none,id=nvme{number},format=raw,cache=unsafe,file={_quoted(file)}"]
+        command += ["-drive", f"if=none,id=nvme{number},format=raw,cache=unsafe,discard=unmap,file={_quoted(file)}"]
         block = f"logical_block_size={disk.logical_block},physical_block_size={disk.logical_block}"
         command += ["-device", f"nvme,serial=kpoll{number},drive=nvme{number},{block}"]
     return command
