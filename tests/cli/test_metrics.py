@@ -122,7 +122,7 @@ def test_a_fault_is_counted_by_its_kind(sock: Path, where: Path, image: Path) ->
 
 
 # What only one kind of device counts.
-ONLY_DISKS, ONLY_CARDS = r"kpoll_request(s|_bytes|_errors|_duration_seconds)(_total)?", r"kpoll_net_\w+"
+ONLY_DISKS, ONLY_CARDS = r"kpoll_request(s|_bytes|_errors|_duration_seconds|s_kept|_retries)(_total)?", r"kpoll_net_\w+"
 ONLY_NVME = r"kpoll_nvme_\w+"  # served in tests/kernel/test_nvme_disks.py
 
 
