@@ -53,7 +53,7 @@ demo-kernel: build ## The demo's last act alone, where the kernel polls for kpol
 
 # What doesn't mind company runs on all CPUs, a file on each, long ones first; what measures comes after it, alone.
 SIDE_BY_SIDE := tests/kernel/test_story.py tests/fuzz tests/vm \
-	tests/kernel/test_vm_boots.py tests/kernel/test_nvme.py tests/kernel/test_fabrics.py \
+	tests/kernel/test_vm_boots.py tests/kernel/test_nvme_disks.py tests/kernel/test_nvme.py tests/kernel/test_fabrics.py \
 	tests/cli tests/c tests/unit tests/wire
 check: lint ## Lint, types and all tests, check-kernel's too: what CI runs
 	$(BIN)/pytest -rs --durations=8 --numprocesses auto --dist loadfile $(PYTEST_ARGS) $(SIDE_BY_SIDE); first=$$?; \
