@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from tests.kernel.compiled import Compiled
 
-PROGRAMS = ("aio", "aio_ring", "arm", "args", "epoll", "kvm", "mm", "ops", "spin", "stress", "wake")
+PROGRAMS = ("aio", "aio_poll", "aio_ring", "arm", "args", "epoll", "kvm", "mm", "ops", "spin", "stress", "wake")
+MODULE_PROGRAMS = tuple(each for each in PROGRAMS if each != "aio_poll")  # about the kernel's own AIO, as the patch has it
 WAYS = ("poll", "select", "epoll_wait", "epoll_in_epoll")
 # What the stress test counts on: enough for some events to fall into a window of microseconds.
 EVENTS = 20_000 if DEBUGGING else 100_000
@@ -118,7 +119,7 @@ def on_patched(patched: str, selftests: Path) -> Run:
 @pytest.fixture(scope="session")
 def with_module(stock: str, stock_module: Compiled, selftests: Path) -> Run:
     """Run everything on Debian's kernel with the module; the programs are those that came with the patches."""
-    return run(stock, selftests, options=("--module", str(stock_module.file)))
+    return run(stock, selftests, MODULE_PROGRAMS, options=("--module", str(stock_module.file)))
 
 
 @pytest.fixture(scope="session")
@@ -146,7 +147,7 @@ def test_the_patched_kernel_has_nothing_to_complain_about(on_patched: Run) -> No
 
 
 @DEBUG
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", MODULE_PROGRAMS)
 def test_the_module_passes_all_that_a_module_can_do(with_module: Run, program: str) -> None:
     report = with_module.report(program)
     assert report.failed == []
