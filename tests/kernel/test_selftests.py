@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from tests.kernel.compiled import Compiled
 
 PROGRAMS = ("aio", "aio_poll", "aio_ring", "arm", "args", "epoll", "kvm", "mm", "ops", "spin", "stress", "wake")
-MODULE_PROGRAMS = tuple(each for each in PROGRAMS if each != "aio_poll")  # about the kernel's own AIO, as the patch has it
+# aio_poll is about AIO that only the patch has.
+MODULE_PROGRAMS = tuple(each for each in PROGRAMS if each != "aio_poll")
 WAYS = ("poll", "select", "epoll_wait", "epoll_in_epoll")
 # What the stress test counts on: enough for some events to fall into a window of microseconds.
 EVENTS = 20_000 if DEBUGGING else 100_000
