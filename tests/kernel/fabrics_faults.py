@@ -19,7 +19,7 @@ from kpoll.backend.bench.blk import BlkLoad, run_blk
 from kpoll.nvme import fabrics, sysfs
 from kpoll.nvme.libnvme import load
 from tests.cli import harness
-from tests.cli.harness import IN, OUT, SECTOR, Daemon, Guest, until
+from tests.cli.harness import IN, OUT, SECTOR, Daemon, Guest, scrape, until
 from tests.kernel.nvmet import ADDRESS, Target, loopback_up
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 TARGET = Target("nqn.2024-01.kpoll:disk", 4420)
 LENGTH = 4096
+SPAN = 8 << 20
+FILLED = SPAN // LENGTH + 100  # requests, when the load is well at it
 OK = 0
 PCI_RESCAN = Path("/sys/bus/pci/rescan")
 BEGAN = time.monotonic()
@@ -35,6 +37,17 @@ BEGAN = time.monotonic()
 def say(what: str) -> None:
     """Tell how far it is."""
     print(f"{time.monotonic() - BEGAN:6.1f} s  {what}", file=sys.stderr, flush=True)
+
+
+def metrics(sock: Path) -> Path:
+    """Say where the metrics of who serves a socket are."""
+    return sock.with_name("m")
+
+
+def answered(sock: Path) -> int:
+    """Return how many requests were."""
+    samples = scrape(metrics(sock))
+    return int(sum(count for (name, _), count in samples.items() if name == "kpoll_requests_total"))
 
 
 def connected() -> list[str]:
@@ -47,7 +60,8 @@ def serving(*options: str) -> Iterator[tuple[Daemon, Path]]:
     """Serve a disk; yields the daemon, which listens, and its socket."""
     with tempfile.TemporaryDirectory() as folder:
         sock = Path(folder) / "s"
-        with Daemon("blk", "--socket-path", sock, "--num-queues", "2", *options) as daemon:
+        words = ["--socket-path", str(sock), "--metrics-socket", str(metrics(sock)), "--num-queues", "2"]
+        with Daemon("blk", *words, "--poll", "off", *options) as daemon:
             daemon.logged("listening")
             say(f"serving {options}")
             yield daemon, sock
@@ -55,9 +69,7 @@ def serving(*options: str) -> Iterator[tuple[Daemon, Path]]:
 
 def verified(sock: Path, **options: Any) -> dict[str, Any]:
     """Write and read with checks; return what the load saw."""
-    report = run_blk(
-        sock, BlkLoad(rw="randrw", verify=True, size=8 << 20, iodepth=8, stall=150, wait="sleep", **options)
-    )
+    report = run_blk(sock, BlkLoad(rw="randrw", verify=True, size=SPAN, iodepth=8, stall=150, wait="sleep", **options))
     return {
         name: value for name, value in asdict(report).items() if name in ("errors", "checked", "mismatches", "writes")
     }
@@ -68,15 +80,23 @@ def target_killed(policy: str) -> dict[str, Any]:
     with serving("--nvme-tcp", TARGET.option, "--on-error", policy) as (daemon, sock), ThreadPoolExecutor() as pool:
         during = connected()
         ours = daemon.logged("nvme_connected")["ours"]
-        bench = pool.submit(verified, sock, runtime=30.0, queues=2)
-        time.sleep(6)  # the load is to be at it; the errors that follow show that it was
-        TARGET.kill()
-        errors = daemon.logged("disk_errors")
-        say("errors")
-        TARGET.start()
-        over = daemon.logged("disk_errors_over")
-        say("over")
-        seen = bench.result()
+
+        def outage() -> tuple[dict[str, Any], dict[str, Any]]:
+            until(lambda: answered(sock) > FILLED)
+            TARGET.kill()
+            say("killed")
+            errors = daemon.logged("disk_errors")
+            say("errors")
+            TARGET.start()
+            over = daemon.logged("disk_errors_over")
+            say("over")
+            return errors, over
+
+        seeing = pool.submit(outage)
+        # In this thread, which hears signals; long enough for the outage to lie within it, however slow we are.
+        seen = verified(sock, runtime=60.0, think_us=10000, queues=2)
+        say("load over")
+        errors, over = seeing.result()
         code = daemon.stop()
         lines = [line["event"] for line in daemon.log]
     return {
@@ -152,14 +172,14 @@ def controller_deleted() -> dict[str, Any]:
     return {**seen, "ours": ours, "left": left}
 
 
-def card_pulled(engine: str) -> dict[str, Any]:
-    """Remove a PCI device, and rescan the bus."""
+def card_pulled(name: str, engine: str) -> dict[str, Any]:
+    """Remove a PCI device, and rescan the bus: it comes back under another name, as the old one is still in use."""
 
     def remove() -> None:
-        Path("/sys/class/nvme/nvme1/device/remove").resolve().write_text("1")
-        until(lambda: not Path("/sys/block/nvme1n1").exists())
+        Path("/sys/class/nvme", name.removesuffix("n1"), "device/remove").resolve().write_text("1")
+        until(lambda: not Path("/sys/block", name).exists())
 
-    with serving("--blk-file", "/dev/nvme1n1", "--engine", engine) as (daemon, sock):
+    with serving("--blk-file", f"/dev/{name}", "--engine", engine) as (daemon, sock):
         return removed(daemon, sock, remove, lambda: PCI_RESCAN.write_text("1"))
 
 
@@ -173,8 +193,8 @@ def main() -> None:
     facts["retry"] = target_killed("retry")
     facts["ended"] = ended_without_a_target()
     facts["deleted"] = controller_deleted()
-    facts["pulled_aio"] = card_pulled("aio")
-    facts["pulled_io_uring"] = card_pulled("io_uring")
+    facts["pulled_aio"] = card_pulled("nvme1n1", "aio")
+    facts["pulled_io_uring"] = card_pulled(facts["pulled_aio"]["returned"], "io_uring")
     json.dump(facts, sys.stdout)
 
 

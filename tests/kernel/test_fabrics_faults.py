@@ -1,0 +1,67 @@
+"""Disks on NVMe that go and come back: no block is lost or wrong, the log tells the story, nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.kernel.vm import vm_ok
+
+OK, IOERR = 0, 1
+
+
+@pytest.fixture(scope="module")
+def facts(patched: str) -> Any:
+    """Let it all happen once."""
+    options = ("--nvme", "64M", "--nvme", "64M")
+    said = vm_ok("python", "-m", "tests.kernel.fabrics_faults", kernel=patched, options=options, seconds=600)
+    print(said)
+    return json.loads(said[said.index("{") :])
+
+
+def test_a_target_that_is_killed_and_started_again_costs_the_guest_no_block(facts: Any) -> None:
+    seen = facts["retry"]
+    assert seen["load"]["checked"] > 0
+    assert (seen["load"]["errors"], seen["load"]["mismatches"]) == (0, 0)
+    assert (seen["over"]["reported"], seen["over"]["retried"] > 0) == (0, True)
+
+
+def test_the_log_tells_once_that_it_began_and_once_that_it_was_over(facts: Any) -> None:
+    seen = facts["retry"]
+    assert (seen["times_begun"], seen["times_over"]) == (1, 1)
+    assert (seen["errors"]["on_error"], seen["errors"]["stopped"]) == ("retry", False)
+    assert seen["over"]["seconds"] > 0
+
+
+def test_what_the_daemon_connected_it_disconnects(facts: Any) -> None:
+    seen = facts["retry"]
+    assert (len(seen["during"]), seen["ours"], seen["after"], seen["code"]) == (1, True, [], 0)
+
+
+def test_sigterm_ends_a_daemon_that_waits_for_a_dead_target(facts: Any) -> None:
+    seen = facts["ended"]
+    assert (seen["code"], seen["forced"], seen["after"]) == (0, False, [])
+
+
+def test_a_controller_that_is_deleted_is_an_error_to_the_guest_until_it_is_back(facts: Any) -> None:
+    went_and_came(facts["deleted"])
+
+
+def test_a_connection_that_was_there_is_used_and_left(facts: Any) -> None:
+    assert (facts["deleted"]["ours"], len(facts["deleted"]["left"])) == (False, 1)
+
+
+@pytest.mark.parametrize("engine", ["aio", "io_uring"])
+def test_a_device_that_is_pulled_is_an_error_to_the_guest_until_it_is_back(facts: Any, engine: str) -> None:
+    went_and_came(facts[f"pulled_{engine}"])
+
+
+def went_and_came(seen: Any) -> None:
+    assert (seen["before"], seen["while_gone"]) == (OK, [IOERR, IOERR])
+    assert seen["returned"].startswith("nvme")
+    assert (seen["after"], seen["kept_its_data"]) == (OK, True)
+    assert (seen["load"]["errors"], seen["load"]["mismatches"]) == (0, 0)
+    assert seen["load"]["checked"] > 0
+    assert seen["code"] == 0
