@@ -176,7 +176,7 @@ def card_pulled(name: str, engine: str) -> dict[str, Any]:
     """Remove a PCI device, and rescan the bus: it comes back under another name, as the old one is still in use."""
 
     def remove() -> None:
-        Path("/sys/class/nvme", name.removesuffix("n1"), "device/remove").resolve().write_text("1")
+        Path("/sys/block", name, "device/device/remove").resolve().write_text("1")
         until(lambda: not Path("/sys/block", name).exists())
 
     with serving("--blk-file", f"/dev/{name}", "--engine", engine) as (daemon, sock):
