@@ -46,7 +46,7 @@ struct lane_ops {
 	 * -errno; the worker then takes back what was added
 	 */
 	int (*join)(struct lane *lane, struct wait_set *ws);
-	/* Longest sleep that the lane can afford now, in ns, or -1. NULL: always -1 */
+	/* Longest sleep that the lane can afford now, in ns, or -1; 0: only its next turn finds what it waits for. NULL: always -1 */
 	int64_t (*sleep_timeout_ns)(struct lane *lane);
 	/* The queue is about to be STOPPED, nothing of it is in flight: give back what it made. NULL: nothing */
 	void (*release)(struct lane *lane, struct queue *q);

@@ -30,6 +30,7 @@
 #include <unistd.h>
 
 #include "../../kernel/c/atomics.h"
+#include "../../kernel/c/give_way.h"
 #include "../../kernel/c/signal_fd.h"
 
 #define LANES 16
@@ -55,6 +56,7 @@ struct held {
 struct worker {
 	struct wait_set wait;
 	struct worker_stats stats;
+	struct give_way give_way; /* while a lane has to be turned for what nobody signals */
 	struct lane *lanes[LANES];
 	unsigned lane_count;
 	struct held *held;
@@ -350,6 +352,7 @@ static void bury_broken(struct worker *w)
 static void wait_for_work(struct worker *w)
 {
 	int64_t timeout = w->no_kick ? NO_KICK_POLL_NS : -1;
+	enum wait_result how;
 
 	for (unsigned i = 0; i < w->lane_count; i++) {
 		struct lane *lane = w->lanes[i];
@@ -358,9 +361,16 @@ static void wait_for_work(struct worker *w)
 		if (t >= 0 && (timeout < 0 || t < timeout))
 			timeout = t;
 	}
-	if (wait_set_wait(&w->wait, timeout) == WAIT_ARMED)
-		for (unsigned i = 0; i < w->lane_count; i++)
-			lane_notify_off(w->lanes[i]);
+	if (timeout == 0) {
+		timeout = give_way_ns(&w->give_way);
+		if (timeout == 0)
+			return; /* a turn looks at all that a wait would have looked at */
+		how = wait_set_sleep(&w->wait, timeout);
+	} else {
+		how = wait_set_wait(&w->wait, timeout);
+	}
+	for (unsigned i = 0; how == WAIT_ARMED && i < w->lane_count; i++)
+		lane_notify_off(w->lanes[i]);
 }
 
 int worker_run(struct worker *w)
@@ -381,6 +391,8 @@ int worker_run(struct worker *w)
 			break;
 		if (work == 0)
 			wait_for_work(w);
+		else
+			give_way_found(&w->give_way);
 	}
 	store_release(&w->running, 0);
 	return 0;

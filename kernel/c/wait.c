@@ -249,26 +249,43 @@ static int sleep_for(struct wait_set *ws, struct epoll_event *events, int64_t ti
 	return n;
 }
 
-enum wait_result wait_set_wait(struct wait_set *ws, int64_t timeout_ns)
+/* Arm the doorbells, look once more, and sleep: WAIT_OFF and WAIT_USER. @slept: gets how long, ns; or NULL */
+static void arm_and_sleep(struct wait_set *ws, int64_t timeout_ns, uint64_t *slept)
 {
 	struct epoll_event events[WAIT_EVENTS];
 	uint64_t before;
 	int n;
 
-	if (kernel_watches(ws))
-		return wait_kernel_wait(ws, timeout_ns);
-	if (ws->strategy == WAIT_USER && wait_user_spin(ws))
-		return WAIT_HIT;
-
 	wait_arm_all(ws);
 	if (wait_any_word(ws))
-		return WAIT_ARMED;
+		return;
 
 	count_add(&ws->stats.sleeps, 1);
-	before = ws->strategy == WAIT_USER ? now_ns() : 0;
+	before = slept ? now_ns() : 0;
 	n = sleep_for(ws, events, timeout_ns);
 	wait_count_signals(ws, events, n);
-	if (ws->strategy == WAIT_USER)
-		wait_user_slept(ws, now_ns() - before);
+	if (slept)
+		*slept = now_ns() - before;
+}
+
+enum wait_result wait_set_wait(struct wait_set *ws, int64_t timeout_ns)
+{
+	uint64_t slept = 0;
+
+	if (ws->strategy != WAIT_USER)
+		return wait_set_sleep(ws, timeout_ns);
+	if (wait_user_spin(ws))
+		return WAIT_HIT;
+	arm_and_sleep(ws, timeout_ns, &slept);
+	if (slept)
+		wait_user_slept(ws, slept);
+	return WAIT_ARMED;
+}
+
+enum wait_result wait_set_sleep(struct wait_set *ws, int64_t timeout_ns)
+{
+	if (kernel_watches(ws))
+		return wait_kernel_wait(ws, timeout_ns);
+	arm_and_sleep(ws, timeout_ns, NULL);
 	return WAIT_ARMED;
 }

@@ -124,6 +124,9 @@ bool wait_set_word_wakes(const struct wait_set *ws, uint64_t addr);
  */
 enum wait_result wait_set_wait(struct wait_set *ws, int64_t timeout_ns);
 
+/* wait_set_sleep() - As wait_set_wait(), without a spin of our own before it: for a nap between two looks at something else */
+enum wait_result wait_set_sleep(struct wait_set *ws, int64_t timeout_ns);
+
 /* wait_set_stats() - The counters so far, from any thread */
 struct wait_stats wait_set_stats(const struct wait_set *ws);
 
