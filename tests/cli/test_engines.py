@@ -18,8 +18,8 @@ from tests.cli.harness import IN, KPOLL, SECTOR, Daemon, Guest
 
 FORBID = """
 import ctypes, os, sys
-from kpoll.backend.seccomp import _load_library, _SCMP_ACT_ALLOW, _SCMP_ACT_ERRNO
-library = _load_library()
+from kpoll.backend.seccomp import load_libseccomp, _SCMP_ACT_ALLOW, _SCMP_ACT_ERRNO
+library = load_libseccomp()
 context = library.seccomp_init(_SCMP_ACT_ALLOW)
 *calls, program = sys.argv[1:sys.argv.index("--")]
 for call in calls:
