@@ -19,6 +19,7 @@ int io_engine_create(struct io_engine **out, const char *name, struct io_target 
 	} engines[] = {
 		{ "aio", aio_create },
 		{ "io_uring", uring_create },
+		{ "io_uring_iopoll", uring_iopoll_create },
 		{ "null", null_create },
 	};
 
@@ -62,7 +63,14 @@ void io_engine_reopened(struct io_engine *e)
 		e->ops->reopened(e);
 }
 
+int io_engine_pin(struct io_engine *e, const struct iovec *memory, unsigned count)
+{
+	return e->ops->pin ? e->ops->pin(e, memory, count) : -EOPNOTSUPP;
+}
+
 int64_t io_sleep_timeout_ns(const struct io_engine *e)
 {
+	if (e->polled)
+		return 0;
 	return e->unsignalled || e->held ? IO_UNSIGNALLED_SLEEP_NS : -1;
 }

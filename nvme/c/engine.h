@@ -12,6 +12,7 @@
 
 int aio_create(struct io_engine **out, struct io_target *t, uint32_t depth);
 int uring_create(struct io_engine **out, struct io_target *t, uint32_t depth);
+int uring_iopoll_create(struct io_engine **out, struct io_target *t, uint32_t depth);
 int null_create(struct io_engine **out, struct io_target *t, uint32_t depth);
 
 /* A queue of requests, first in, first out, linked through io_req.next. */

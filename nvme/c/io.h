@@ -28,6 +28,7 @@ struct io_target {
 	int fd_buffered; /* the same file through the page cache: for what O_DIRECT's alignment refuses (files only), else -1 */
 	bool direct, block_device, read_only;
 	bool nowait;        /* RWF_NOWAIT is understood for reads and writes */
+	bool polls;         /* a block device whose driver has queues to poll: sysfs queue/io_poll */
 	uint32_t mem_align; /* O_DIRECT's demands in bytes, powers of two; 1 when not direct */
 	uint32_t offset_align;
 	uint32_t logical_block, physical_block, io_min, io_opt;      /* bytes */
@@ -92,6 +93,8 @@ struct io_ops {
 	void (*wait_word)(struct io_engine *e, struct eventfd_poll_info *word);
 	void (*ring_wakes)(struct io_engine *e); /* NULL: nothing changes */
 	void (*reopened)(struct io_engine *e);   /* NULL: it takes the descriptor anew for each request */
+	/* NULL: it has no use for that */
+	int (*pin)(struct io_engine *e, const struct iovec *memory, unsigned count);
 	void (*destroy)(struct io_engine *e);
 };
 
@@ -99,16 +102,17 @@ struct io_engine {
 	const struct io_ops *ops;
 	struct io_target *target;
 	struct io_helper *helper;
-	unsigned in_flight;    /* staged, submitted or with a helper, not yet reaped */
-	unsigned unsignalled;  /* of these: in the kernel, and their completion will write no eventfd */
-	unsigned held;         /* of these: what the last submit could not hand over */
+	unsigned in_flight;   /* staged, submitted or with a helper, not yet reaped */
+	unsigned unsignalled; /* of these: in the kernel, and their completion will write no eventfd */
+	unsigned held;        /* of these: what the last submit could not hand over */
+	unsigned polled; /* of these: in the kernel, and only io_submit_all() finds out whether they are complete */
 	bool completes_inline; /* the device finishes inside the submit call: keep batches small */
 	struct io_stats stats;
 };
 
 /**
  * io_engine_create() - Make an engine
- * @name:	"aio", "io_uring" or "null"
+ * @name:	"aio", "io_uring", "io_uring_iopoll" (for targets that poll) or "null"
  * @depth:	Most requests that the kernel is to hold at once (1..65536); more of them wait in the engine
  *
  * Return: 0; -EINVAL for an unknown name or depth; -ENOSYS/-EPERM where the kernel or a container's policy has no io_uring;
@@ -124,7 +128,10 @@ static inline void io_queue(struct io_engine *e, struct io_req *r)
 	e->ops->queue(e, r);
 }
 
-/* io_submit_all() - Hand what is staged to the kernel. What it won't take now stays staged. Return: requests handed over */
+/*
+ * io_submit_all() - Hand what is staged to the kernel; what it won't take now stays staged. While any request is `polled`
+ * it also looks once for those that are complete, which io_reap() then has. Return: requests handed over
+ */
 static inline int io_submit_all(struct io_engine *e)
 {
 	return e->ops->submit(e);
@@ -169,8 +176,20 @@ void io_engine_reopened(struct io_engine *e);
 /*
  * io_sleep_timeout_ns() - Longest sleep that is safe now: -1 (completions will signal), or a short time while
  * requests are in flight whose completion signals nobody (aio leaves RESFD out on devices that complete inline), or
- * that the kernel would not take yet.
+ * that the kernel would not take yet; or 0 while any is polled: call io_submit_all() soon again.
  */
 int64_t io_sleep_timeout_ns(const struct io_engine *e);
+
+/**
+ * io_engine_pin() - Have memory registered with the kernel, so that reads and writes of one buffer within it are cheaper
+ * @memory:	Of requests to come, replacing what was given last; page-aligned or not, no part overlaps another
+ *
+ * Its pages are pinned until then or until the engine is destroyed: before it is unmapped, it has to be taken back like
+ * this. From any thread, while no request is in flight and nobody calls io_queue(). Blocks while pages are pinned.
+ *
+ * Return: 0; -EOPNOTSUPP: not this engine, or (a part of) the memory is of a kind that can't be; -EINVAL: Linux before 5.19;
+ * -ENOMEM: RLIMIT_MEMLOCK; -ENOSPC: too much of it. Requests work whatever it says.
+ */
+int io_engine_pin(struct io_engine *e, const struct iovec *memory, unsigned count);
 
 #endif

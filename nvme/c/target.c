@@ -124,6 +124,7 @@ static int learn_block_device(struct io_target *t, dev_t dev)
 	t->io_opt = io_opt;
 	t->max_segments = (uint32_t)queue_limit(dev, "max_segments");
 	t->max_bytes = queue_limit(dev, "max_sectors_kb") * 1024;
+	t->polls = queue_limit(dev, "io_poll") != 0;
 	if (t->read_only)
 		return 0;
 	/* The kernel's "no limit" is UINT32_MAX sectors of 512 bytes, which larger blocks don't divide. */

@@ -1,36 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * uring.c - io_uring, plain: completions come by interrupt, the kernel punts what would block to its own threads
+ * uring.c - io_uring: plain, where completions come by interrupt; and with a second ring, whose completions are polled for
  *
- * The steering thread creates the ring and a worker uses it, so no SINGLE_ISSUER. No COOP_TASKRUN either: the worker
- * watches the completion queue's tail in memory, and that moves without a system call of ours only if the kernel may
- * interrupt us to run the completion's task work.
+ * Plain: the kernel punts what would block to its own threads.
  *
- * Requests wait in a list until io_submit_all() turns them into submission queue entries; the submission queue is
- * short and the completion queue as long as the engine is deep, so that it can't overflow.
+ * IOPOLL ("io_uring_iopoll"): reads and writes of a block device with poll queues raise no interrupt; the kernel looks
+ * into the device's completion queue whenever somebody enters the ring and asks for events. Nothing else finds them: the
+ * ring has no eventfd, can't be polled, and its tail doesn't move by itself. So while any of these is in flight
+ * (`polled`), the engine's owner submits again and again, which looks, and sleeps no longer than it chooses to.
+ * That ring takes nothing but reads and writes. What the kernel would cut in pieces it wouldn't poll for, so that goes to
+ * the plain ring, as does everything once the device says that it can't be polled any more (its driver came back without
+ * poll queues). Flush, discard and write zeroes are the helper's in any case.
  */
 #include <errno.h>
-#include <liburing.h>
 #include <linux/fs.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "engine.h"
 #include "helper.h"
-
-#define SQ_ENTRIES_MAX 256
+#include "uring_buffers.h"
+#include "uring_ring.h"
 
 struct uring {
 	struct io_engine engine;
-	struct io_uring ring;
-	bool ring_open;
+	struct uring_ring plain, polled;
+	bool polls; /* the polled ring is to be used */
 	int event_fd;
-	uint32_t depth;
-	uint32_t in_kernel; /* entries made and not reaped, at most depth */
-	uint32_t staged_count;
-	struct io_list staged;
+	struct uring_buffers
+		*buffers; /* registered with the ring that reads and writes go to first; NULL: none ever were */
 };
+
+/* Would the kernel carry it out in one piece? */
+static bool whole(const struct io_target *t, const struct io_req *r)
+{
+	return (!t->max_bytes || r->len <= t->max_bytes) && (!t->max_segments || r->iovcnt <= t->max_segments);
+}
 
 static void uring_queue(struct io_engine *e, struct io_req *r)
 {
@@ -40,70 +45,44 @@ static void uring_queue(struct io_engine *e, struct io_req *r)
 	r->in_helper = false;
 	if (unlikely(r->op > IO_WRITE) || unlikely(r->len > INT32_MAX) || /* sqe->len, cqe->res */
 	    unlikely(io_range_misaligned(e->target, r->offset, r->len)) ||
-	    unlikely(io_iov_misaligned(e->target, r->iov, r->iovcnt))) {
+	    unlikely(io_iov_misaligned(e->target, r->iov, r->iovcnt)))
 		io_helper_queue(e->helper, r);
-		return;
-	}
-	u->staged_count++;
-	io_list_push(&u->staged, r);
-}
-
-static void uring_prep(struct io_uring_sqe *sqe, struct io_req *r)
-{
-	int flags = r->flags & IO_F_DSYNC ? RWF_DSYNC : 0;
-
-	/* File 0 is the registered one: spares a reference on the file for each request. */
-	if (r->op == IO_READ && r->iovcnt == 1)
-		io_uring_prep_read(sqe, 0, r->iov->iov_base, (unsigned)r->len, r->offset);
-	else if (r->op == IO_READ)
-		io_uring_prep_readv2(sqe, 0, r->iov, r->iovcnt, r->offset, 0);
-	else if (r->iovcnt == 1)
-		io_uring_prep_write(sqe, 0, r->iov->iov_base, (unsigned)r->len, r->offset);
+	else if (u->polls && whole(e->target, r))
+		uring_ring_stage(&u->polled, r);
 	else
-		io_uring_prep_writev2(sqe, 0, r->iov, r->iovcnt, r->offset, 0);
-	sqe->rw_flags = r->op == IO_WRITE ? flags : 0;
-	sqe->flags |= IOSQE_FIXED_FILE;
-	io_uring_sqe_set_data(sqe, r);
+		uring_ring_stage(&u->plain, r);
 }
 
 static int uring_submit(struct io_engine *e)
 {
 	struct uring *u = container_of(e, struct uring, engine);
-	unsigned before = u->staged_count + io_uring_sq_ready(&u->ring);
-	bool full;
+	unsigned before = uring_ring_held(&u->plain);
 
-	if (!before)
-		return 0;
-	do {
-		struct io_uring_sqe *sqe;
-
-		full = false;
-		while (u->staged.first && u->in_kernel < u->depth) {
-			sqe = io_uring_get_sqe(&u->ring);
-			full = !sqe;
-			if (full)
-				break;
-			uring_prep(sqe, io_list_pop(&u->staged));
-			u->staged_count--;
-			u->in_kernel++;
-		}
-		if (!io_uring_sq_ready(&u->ring))
-			break; /* the kernel has as many as the completion queue holds */
-		count_add(&e->stats.submits, 1);
-		if (io_uring_submit(&u->ring) < 0)
-			break; /* EAGAIN, EBUSY: entries stay where they are, for the next time */
-	} while (full);
-	e->held = u->staged_count + io_uring_sq_ready(&u->ring);
+	if (before)
+		uring_ring_submit(&u->plain, &e->stats);
+	e->held = uring_ring_held(&u->plain);
+	if (u->polled.open) {
+		before += uring_ring_held(&u->polled);
+		uring_ring_submit(&u->polled, &e->stats);
+		e->held += uring_ring_held(&u->polled);
+		e->polled = u->polled.in_kernel;
+	}
 	return (int)(before - e->held);
 }
 
-/* Return: 1 if the completion finishes its request, stored in @done; else the helper has it */
-static unsigned uring_event(struct uring *u, const struct io_uring_cqe *cqe, struct io_req **done)
+/* Return: 1 if the completion finishes its request, stored in @done; else somebody else has it now */
+static unsigned uring_event(struct uring *u, const struct uring_ring *ring, const struct io_uring_cqe *cqe,
+			    struct io_req **done)
 {
 	struct io_req *r = io_uring_cqe_get_data(cqe);
 	int res = cqe->res;
 
 	if (unlikely((uint32_t)res != r->len || res < 0)) {
+		if (res == -EOPNOTSUPP && ring->polled) {
+			u->polls = false;
+			uring_ring_stage(&u->plain, r);
+			return 0;
+		}
 		if (res >= 0 || res == -EAGAIN || res == -EINTR || res == -EINVAL) {
 			r->done = res > 0 ? (uint64_t)res : 0;
 			io_helper_queue(u->engine.helper, r);
@@ -115,22 +94,33 @@ static unsigned uring_event(struct uring *u, const struct io_uring_cqe *cqe, str
 	return 1;
 }
 
-static unsigned uring_reap(struct io_engine *e, struct io_req **done, unsigned max)
+static unsigned reap_ring(struct uring *u, struct uring_ring *ring, struct io_req **done, unsigned max)
 {
-	struct uring *u = container_of(e, struct uring, engine);
 	struct io_uring_cqe *cqe;
 	unsigned head, events = 0, n = 0;
 
-	io_uring_for_each_cqe(&u->ring, head, cqe)
+	io_uring_for_each_cqe(&ring->ring, head, cqe)
 	{
 		if (n == max)
 			break;
-		n += uring_event(u, cqe, &done[n]);
+		n += uring_event(u, ring, cqe, &done[n]);
 		events++;
 	}
 	if (events)
-		io_uring_cq_advance(&u->ring, events);
-	u->in_kernel -= events;
+		io_uring_cq_advance(&ring->ring, events);
+	ring->in_kernel -= events;
+	return n;
+}
+
+static unsigned uring_reap(struct io_engine *e, struct io_req **done, unsigned max)
+{
+	struct uring *u = container_of(e, struct uring, engine);
+	unsigned n = reap_ring(u, &u->plain, done, max);
+
+	if (u->polled.open) {
+		n += reap_ring(u, &u->polled, done + n, max - n);
+		e->polled = u->polled.in_kernel;
+	}
 	n += io_helper_reap(e->helper, done + n, max - n, &e->stats);
 	count_add(&e->stats.completions, n);
 	return n;
@@ -143,13 +133,13 @@ static int uring_wait_fd(struct io_engine *e)
 
 static void uring_wait_word(struct io_engine *e, struct eventfd_poll_info *word)
 {
-	struct uring *u = container_of(e, struct uring, engine);
+	struct io_uring *ring = &container_of(e, struct uring, engine)->plain.ring;
 
 	*word = (struct eventfd_poll_info){
-		.addr = (uintptr_t)u->ring.cq.ktail,
-		.size = sizeof(*u->ring.cq.ktail),
+		.addr = (uintptr_t)ring->cq.ktail,
+		.size = sizeof(*ring->cq.ktail),
 		.op = EVENTFD_POLL_OP_NOT_EQUAL_PTR,
-		.val = (uintptr_t)u->ring.cq.khead, /* ours alone to move */
+		.val = (uintptr_t)ring->cq.khead, /* ours alone to move */
 	};
 }
 
@@ -159,7 +149,31 @@ static void uring_reopened(struct io_engine *e)
 	struct uring *u = container_of(e, struct uring, engine);
 
 	/* Should it fail, requests go on failing, which is what they did. */
-	io_uring_register_files_update(&u->ring, 0, &e->target->fd, 1);
+	io_uring_register_files_update(&u->plain.ring, 0, &e->target->fd, 1);
+	if (u->polled.open)
+		io_uring_register_files_update(&u->polled.ring, 0, &e->target->fd, 1);
+	u->polls = u->polled.open; /* where its driver has no poll queues now, the first request tells */
+}
+
+static int uring_pin(struct io_engine *e, const struct iovec *memory, unsigned count)
+{
+	struct uring *u = container_of(e, struct uring, engine);
+	struct uring_ring *ring = u->polled.open ? &u->polled : &u->plain;
+	int ret;
+
+	if (!u->buffers) {
+		u->buffers = malloc(sizeof(*u->buffers));
+		if (!u->buffers)
+			return -ENOMEM;
+		ret = uring_buffers_init(u->buffers, &ring->ring);
+		if (ret < 0) {
+			free(u->buffers);
+			u->buffers = NULL;
+			return ret;
+		}
+	}
+	ring->buffers = u->buffers;
+	return uring_buffers_set(u->buffers, &ring->ring, memory, count);
 }
 
 static void uring_destroy(struct io_engine *e)
@@ -167,13 +181,11 @@ static void uring_destroy(struct io_engine *e)
 	struct uring *u = container_of(e, struct uring, engine);
 
 	io_helper_destroy(e->helper);
-	if (u->ring_open) {
-		/* The kernel takes a ring down some time after its close: without this the file would stay open until then. */
-		io_uring_unregister_files(&u->ring);
-		io_uring_queue_exit(&u->ring);
-	}
+	uring_ring_close(&u->plain);
+	uring_ring_close(&u->polled);
 	if (u->event_fd >= 0)
 		close(u->event_fd);
+	free(u->buffers);
 	free(u);
 }
 
@@ -185,13 +197,12 @@ static const struct io_ops uring_ops = {
 	.wait_fd = uring_wait_fd,
 	.wait_word = uring_wait_word,
 	.reopened = uring_reopened,
+	.pin = uring_pin,
 	.destroy = uring_destroy,
 };
 
-static int uring_open(struct uring *u, struct io_target *t)
+static int uring_open(struct uring *u, struct io_target *t, uint32_t depth, bool polls)
 {
-	struct io_uring_params params = { .flags = IORING_SETUP_CQSIZE, .cq_entries = u->depth };
-	unsigned entries = u->depth < SQ_ENTRIES_MAX ? u->depth : SQ_ENTRIES_MAX;
 	int ret = io_helper_create(&u->engine.helper, t);
 
 	if (ret)
@@ -199,17 +210,16 @@ static int uring_open(struct uring *u, struct io_target *t)
 	u->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); /* never read, as in aio.c */
 	if (u->event_fd < 0)
 		return -errno;
-	ret = io_uring_queue_init_params(entries, &u->ring, &params);
-	if (ret)
-		return ret;
-	u->ring_open = true;
-	ret = io_uring_register_files(&u->ring, &t->fd, 1);
-	if (ret)
-		return ret;
-	return io_uring_register_eventfd(&u->ring, u->event_fd);
+	ret = uring_ring_open(&u->plain, t, depth, 0);
+	if (!ret)
+		ret = io_uring_register_eventfd(&u->plain.ring, u->event_fd);
+	if (!ret && polls)
+		ret = uring_ring_open(&u->polled, t, depth, IORING_SETUP_IOPOLL);
+	u->polls = !ret && polls;
+	return ret;
 }
 
-int uring_create(struct io_engine **out, struct io_target *t, uint32_t depth)
+static int create(struct io_engine **out, struct io_target *t, uint32_t depth, bool polls)
 {
 	struct uring *u = calloc(1, sizeof(*u));
 	int ret;
@@ -218,12 +228,21 @@ int uring_create(struct io_engine **out, struct io_target *t, uint32_t depth)
 		return -ENOMEM;
 	u->engine = (struct io_engine){ .ops = &uring_ops, .target = t };
 	u->event_fd = -1;
-	u->depth = depth;
-	ret = uring_open(u, t);
+	ret = uring_open(u, t, depth, polls);
 	if (ret) {
 		uring_destroy(&u->engine);
 		return ret;
 	}
 	*out = &u->engine;
 	return 0;
+}
+
+int uring_create(struct io_engine **out, struct io_target *t, uint32_t depth)
+{
+	return create(out, t, depth, false);
+}
+
+int uring_iopoll_create(struct io_engine **out, struct io_target *t, uint32_t depth)
+{
+	return create(out, t, depth, true);
 }
