@@ -11,9 +11,11 @@ from kpoll.vhost._core import ffi, lib
 from kpoll.vhost.device import DeviceError
 
 from .blk_config import CAPACITY_SIZE, WRITEBACK_OFFSET, BlkFeature, config_space, device_features, writes_back
+from .blk_pins import GuestPins
 from .blk_queue import BlkQueue
 from .engines import candidates, open_lanes
 from .errors import KpollError
+from .iopoll import choose_iopoll
 from .service import WorkerDevice
 from .worker import Worker
 
@@ -24,10 +26,12 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from kpoll.vhost.device import SessionHandle, VringConfig
+    from kpoll.vhost.memory import MemoryTable
 
     from .blk_disk import Disk
     from .config import BlkConfig
     from .engines import Engine
+    from .iopoll import Iopoll
 
 _WRITEBACK_RESET: Final = 1  # virtio 1.2 §5.2.5: after reset the mode may be either, and says so
 
@@ -40,6 +44,8 @@ class BlkDevice(WorkerDevice):
     Attributes:
         disk: What is behind it.
         engine: How its I/O is done.
+        iopoll: Whether completions were to be polled for, and why; the engine has the last word.
+        pins: Registers guest memory with it, where that was asked for.
 
     """
 
@@ -49,6 +55,8 @@ class BlkDevice(WorkerDevice):
         self,
         disk: Disk,
         engine: Engine,
+        iopoll: Iopoll,
+        pins: GuestPins | None,
         queues: tuple[BlkQueue, ...],
         workers: tuple[Worker, ...],
         log: FilteringBoundLogger,
@@ -56,6 +64,8 @@ class BlkDevice(WorkerDevice):
         """Put the parts together; queue i already belongs to worker i modulo their number."""
         self.disk = disk
         self.engine = engine
+        self.iopoll = iopoll
+        self.pins = pins
         self.queues = queues
         self.workers = workers
         self.num_queues = len(queues)
@@ -135,6 +145,11 @@ class BlkDevice(WorkerDevice):
             await trio.to_thread.run_sync(self.disk.sync)
             self._cached = False
 
+    async def set_memory(self, memory: MemoryTable | None) -> None:
+        """Have it pinned, if that was asked for."""
+        if self.pins is not None:
+            await self.pins.follow(memory)
+
     async def start_vring(self, vring: VringConfig) -> None:
         """Start serving a queue; the guest learns of a size that it can't know yet."""
         await super().start_vring(vring)
@@ -181,8 +196,12 @@ def open_device(config: BlkConfig, disk: Disk, log: FilteringBoundLogger) -> Ite
     Raises KpollError when the host has no room for them.
     """
     with ExitStack() as stack:
-        engines = candidates(config.engine, direct=disk.direct)
+        iopoll = choose_iopoll(config, block_device=disk.limits.block_device, direct=disk.direct, polls=disk.polls)
+        engines = candidates(
+            config.engine, config.iopoll, direct=disk.direct, polls=iopoll.use, pins=config.pin_guest_memory
+        )
         engine, lanes = stack.enter_context(open_lanes(disk.dev, engines, config.workers))
+        pins = GuestPins(lanes, log) if config.pin_guest_memory else None
         workers: list[Worker] = []
         for index, lane in enumerate(lanes):
             worker = Worker(index, config.poll, config.cpus[index] if config.cpus else None, log)
@@ -193,4 +212,4 @@ def open_device(config: BlkConfig, disk: Disk, log: FilteringBoundLogger) -> Ite
             _make_queue(disk, index, lanes[index % len(lanes)], workers[index % len(workers)], stack)
             for index in range(config.num_queues)
         ]
-        yield BlkDevice(disk, engine, tuple(queues), tuple(workers), log)
+        yield BlkDevice(disk, engine, iopoll, pins, tuple(queues), tuple(workers), log)

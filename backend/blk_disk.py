@@ -51,6 +51,7 @@ class Disk:
         dev: The C side's `struct blk_dev *`.
         limits: What is underneath, constant while it is open.
         direct: Whether O_DIRECT works.
+        polls: Whether it is a block device whose driver has queues to poll.
 
     """
 
@@ -59,6 +60,7 @@ class Disk:
         target = dev.target
         self.dev = dev
         self.direct = bool(target.direct) or target.fd < 0
+        self.polls = bool(target.polls)
         self.limits = DiskLimits(
             read_only=bool(dev.read_only),
             block_device=bool(target.block_device),

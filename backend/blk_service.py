@@ -86,6 +86,9 @@ def open_blk(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[Service]:
             facts={
                 "engine": device.engine.name,
                 "engine_why": device.engine.why,
+                "iopoll": device.engine.iopoll,
+                "iopoll_why": device.iopoll.why,
+                "pin_guest_memory": config.pin_guest_memory,
                 "capacity": disk.capacity,
                 "queues": config.num_queues,
                 "workers": config.workers,

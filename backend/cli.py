@@ -194,10 +194,21 @@ def _common_options(command: type_command) -> type_command:
     type=click.Choice(["auto", "aio", "io_uring", "null"]),
     default="auto",
     show_default=True,
-    help="How I/O is done: auto takes aio where O_DIRECT works, else io_uring. null does none.",
+    help="How I/O is done: auto takes io_uring where it polls, else aio where O_DIRECT works, else io_uring. "
+    "null does none.",
 )
 @click.option(
-    "--iopoll", type=click.Choice(["auto", "on", "off"]), default="auto", help="Poll NVMe queues; not in this release."
+    "--iopoll",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Poll the device's queues instead of taking interrupts: auto does where an NVMe driver has poll queues.",
+)
+@click.option(
+    "--pin-guest-memory",
+    is_flag=True,
+    help="Register the guest's memory with io_uring: less work for each request. Not for a guest with a balloon, "
+    "virtio-mem or free page reporting: what it gives back stays pinned, and I/O would go astray.",
 )
 @click.option("--size", metavar="SIZE", help="Size of a null disk: bytes, or a number with K, M, G or T.")
 @click.option(
@@ -264,6 +275,8 @@ def blk_config(**options: Any) -> BlkConfig:
         "nvme_tcp": None if nvme_tcp is None else parse_nvme_tcp(nvme_tcp),
         "read_only": options["read_only"],
         "engine": options["engine"],
+        "iopoll": options["iopoll"],
+        "pin_guest_memory": options["pin_guest_memory"],
         "size": None if size is None else parse_size(size),
         "num_queues": num_queues,
         "serial": b"" if serial is None else parse_serial(serial),
@@ -271,8 +284,6 @@ def blk_config(**options: Any) -> BlkConfig:
         "cpus": cpus,
         "on_error": options["on_error"],
     }
-    if options["iopoll"] == "on":
-        raise KpollError("--iopoll on: this release can't use NVMe poll queues yet; use --iopoll auto")
     return BlkConfig(poll=choose_poll(options["poll"], options["poll_max_us"], probe_kernel()), **config)
 
 

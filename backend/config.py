@@ -26,6 +26,7 @@ SIZE_MAX: Final = (1 << 63) - SECTOR  # offsets are off_t
 
 type_engine = Literal["auto", "aio", "io_uring", "null"]
 type_on_error = Literal["report", "retry", "stop"]
+type_iopoll = Literal["auto", "on", "off"]
 
 _SIZE_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -167,6 +168,8 @@ class BlkConfig:
     nvme_tcp: NvmeTcp | None = None
     read_only: bool = False
     engine: type_engine = "auto"
+    iopoll: type_iopoll = "auto"
+    pin_guest_memory: bool = False
     size: int | None = None  # bytes, null engine only
     num_queues: int = 1
     serial: bytes = b""
@@ -191,6 +194,7 @@ class BlkConfig:
                 raise UsageError("--blk-file and --nvme-tcp exclude each other: give one of them")
             if not self.blk_file and self.nvme_tcp is None:
                 raise UsageError("no disk: give --blk-file PATH (a file or block device), or --nvme-tcp")
+        self._check_engine()
         if not 1 <= self.num_queues <= QUEUES_MAX:
             raise UsageError(f"--num-queues {self.num_queues}: give 1 to {QUEUES_MAX}")
         if not 1 <= self.workers <= self.num_queues:
@@ -200,6 +204,15 @@ class BlkConfig:
             )
         if self.cpus and len(self.cpus) != self.workers:
             raise UsageError(f"--cpus names {len(self.cpus)} CPUs for {self.workers} workers: name one per worker")
+
+    def _check_engine(self) -> None:
+        """Check that the engine can do what was asked of it. Raises UsageError."""
+        if self.iopoll == "on" and self.engine in ("aio", "null"):
+            raise UsageError(f"--iopoll on: --engine {self.engine} can't poll: give --engine io_uring or auto")
+        if self.pin_guest_memory and self.engine in ("aio", "null"):
+            raise UsageError(
+                f"--pin-guest-memory: --engine {self.engine} has no use for it: give --engine io_uring or auto"
+            )
 
     @property
     def device(self) -> str:

@@ -21,22 +21,32 @@ LANE_DEPTH: Final = 1024
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine by name (aio, io_uring, null), and why it is the one to take, for the log."""
+    """An engine by name (aio, io_uring, null), why it is the one to take, and whether it polls for completions."""
 
     name: str
     why: str
+    iopoll: bool = False
 
 
-def candidates(asked: str, *, direct: bool) -> tuple[Engine, ...]:
+def candidates(asked: str, iopoll: str, *, direct: bool, polls: bool, pins: bool = False) -> tuple[Engine, ...]:
     """Return the engines to try, best first.
 
     Args:
         asked: What --engine says.
+        iopoll: What --iopoll says.
         direct: Whether the disk takes O_DIRECT. Without it, Linux AIO isn't asynchronous.
+        polls: Whether its completions are to be polled for, if its engine can (iopoll.py).
+        pins: Whether guest memory is to be registered with the engine.
 
     """
-    if asked != "auto":
-        return (Engine(asked, "asked for"),)
+    polling = Engine("io_uring", "it polls the device's queues" if asked == "auto" else "asked for", iopoll=True)
+    if polls and iopoll == "on":
+        return (polling,)
+    if asked != "auto" or pins:
+        plain = Engine("io_uring", "--pin-guest-memory") if asked == "auto" else Engine(asked, "asked for")
+        return (polling, plain) if polls else (plain,)
+    if polls:
+        return (polling, *candidates(asked, iopoll, direct=direct, polls=False))
     if direct:
         return (
             Engine("aio", "O_DIRECT works here, and Linux AIO's ring is the cheapest to reap"),
@@ -58,11 +68,12 @@ def _failure(engine: str, error: int) -> str:
             return f"the engine {engine} can't start: {os.strerror(error)}"
 
 
-def _make_lane(dev: Any, engine: str, stack: contextlib.ExitStack) -> Any:
+def _make_lane(dev: Any, engine: Engine, stack: contextlib.ExitStack) -> Any:
     out = ffi.new("struct blk_lane **")
-    error = -lib.blk_lane_create(out, dev, engine.encode(), LANE_DEPTH)
+    name = f"{engine.name}_iopoll" if engine.iopoll else engine.name
+    error = -lib.blk_lane_create(out, dev, name.encode(), LANE_DEPTH)
     if error:
-        raise KpollError(_failure(engine, error))
+        raise KpollError(_failure(engine.name, error))
     stack.callback(lib.blk_lane_destroy, out[0])
     return out[0]
 
@@ -84,7 +95,7 @@ def open_lanes(dev: Any, engines: Sequence[Engine], count: int) -> Iterator[tupl
         for engine in engines:
             with contextlib.ExitStack() as attempt:
                 try:
-                    lanes = [_make_lane(dev, engine.name, attempt) for _ in range(count)]
+                    lanes = [_make_lane(dev, engine, attempt) for _ in range(count)]
                 except KpollError as error:
                     failures.append(str(error))
                     continue

@@ -156,6 +156,18 @@ class Device(ABC):
         """
         return
 
+    async def set_memory(self, memory: MemoryTable | None) -> None:
+        """Take note of the guest's memory, for who keeps more of it than what `start_vring` hands over.
+
+        No vring runs meanwhile. Called inside a shielded scope, and may not fail: when it returns, the memory that was
+        told of before and isn't in `memory` is unmapped.
+
+        Args:
+            memory: What there is from now on; None when the front-end has left.
+
+        """
+        del memory
+
     @abstractmethod
     async def start_vring(self, vring: VringConfig) -> None:
         """Begin to serve a vring; look at the ring once at the start, a kick may have come before.

@@ -99,6 +99,7 @@ class Session:
             except (OSError, DeviceError) as e:
                 self._log.warning("reset_failed", error=str(e))
             finally:
+                await self._device.set_memory(None)
                 self._give_back()
 
     def _give_back(self) -> None:
@@ -272,6 +273,8 @@ class Session:
         old = self._vrings.memory
         async with self._vrings.all_paused():
             self._vrings.memory = memory
+            with trio.CancelScope(shield=True):
+                await self._device.set_memory(memory)
             if old is not None:
                 old.close(successor=memory)
         self._log.info("memory_changed", regions=len(memory.regions), bytes=memory.size)

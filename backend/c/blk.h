@@ -78,6 +78,9 @@ struct queue *blk_queue_base(struct blk_queue *q);
 unsigned blk_lane_poll(struct blk_lane *lane);
 struct io_engine *blk_lane_engine(struct blk_lane *lane);
 
+/* blk_lane_pin() - io_engine_pin() with all regions of a table, or none for NULL. No queue of the lane may run. Return: as that */
+int blk_lane_pin(struct blk_lane *lane, const struct mem_table *mem);
+
 /* blk_queue_create() - A virtqueue's place in the disk; bound to rings by blk_queue_bind() before each start. */
 struct blk_queue *blk_queue_create(struct blk_dev *dev, uint16_t index);
 void blk_queue_destroy(struct blk_queue *q);

@@ -51,6 +51,10 @@ def sock(tmp_path: Path) -> Path:
         (["--socket-path", "S", "--engine", "null"], "needs a disk size"),
         (["--socket-path", "S", "--blk-file", "F", "--size", "1G"], "--size is for --engine null"),
         (["--socket-path", "S", "--blk-file", "F", "--engine", "spdk"], "'spdk' is not one of"),
+        (["--socket-path", "S", "--blk-file", "F", "--iopoll", "yes"], "'yes' is not one of"),
+        (["--socket-path", "S", "--blk-file", "F", "--iopoll", "on", "--engine", "aio"], "--engine aio can't poll"),
+        (["--socket-path", "S", "--blk-file", "F", "--pin-guest-memory", "--engine", "aio"], "--engine aio has no use"),
+        (["--socket-path", "S", "--engine", "null", "--size", "1G", "--pin-guest-memory"], "--engine null has no use"),
         (["--socket-path", "S", "--blk-file", "F", "--num-queues", "0"], "give 1 to 256"),
         (["--socket-path", "S", "--blk-file", "F", "--num-queues", "1000"], "give 1 to 256"),
         (["--socket-path", "S", "--blk-file", "F", "--num-queues", "2", "--workers", "3"], "give 1 to 2"),
@@ -80,6 +84,12 @@ def disk_refused(sock: Path, path: Path | str, *args: str, prefix: tuple[str, ..
     assert str(path) in line
     assert not sock.exists()
     return line
+
+
+def test_polling_for_what_is_no_block_device(sock: Path, image: Path) -> None:
+    line = disk_refused(sock, image, "--iopoll", "on")
+    assert "--iopoll on: is no block device with O_DIRECT" in line
+    assert "use --iopoll auto" in line
 
 
 def test_a_missing_file(sock: Path, tmp_path: Path) -> None:
@@ -226,7 +236,7 @@ def test_a_cpu_that_this_process_may_not_use(sock: Path, image: Path) -> None:
     assert re.search(r"CPU 9999 isn't there for this process, it may run on [0-9,]+", line)
 
 
-@pytest.mark.parametrize("options", [["--poll", "kernel"], ["--poll", "module"], ["--iopoll", "on"]], ids=" ".join)
+@pytest.mark.parametrize("options", [["--poll", "kernel"], ["--poll", "module"]], ids=" ".join)
 def test_what_is_not_in_this_release_names_the_alternative(sock: Path, image: Path, options: list[str]) -> None:
     line = refused("blk", "--socket-path", sock, "--blk-file", image, *options, code=1)
     assert " ".join(options) in line
@@ -248,6 +258,7 @@ def test_help_lists_every_option_of_the_contract() -> None:
         "--read-only",
         "--engine",
         "--iopoll",
+        "--pin-guest-memory",
         "--size",
         "--num-queues",
         "--serial",

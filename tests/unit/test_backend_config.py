@@ -31,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "read_only": False,
     "engine": "auto",
     "iopoll": "auto",
+    "pin_guest_memory": False,
     "size": None,
     "num_queues": None,
     "serial": None,
@@ -163,7 +164,7 @@ def test_options_that_contradict_each_other_are_a_usage_error(options: dict[str,
 
 @pytest.mark.parametrize(
     "options",
-    [{"poll": "kernel"}, {"poll": "module"}, {"iopoll": "on"}],
+    [{"poll": "kernel"}, {"poll": "module"}],
     ids=str,
 )
 def test_what_this_release_does_not_have_says_what_to_use_instead(options: dict[str, Any]) -> None:

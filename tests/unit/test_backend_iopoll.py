@@ -1,0 +1,108 @@
+"""Which disks' completions are polled for, which engine does that, and what is said about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kpoll.backend.config import BlkConfig, SocketConfig
+from kpoll.backend.engines import candidates
+from kpoll.backend.errors import KpollError, UsageError
+from kpoll.backend.iopoll import Iopoll, choose_iopoll
+from kpoll.backend.poll import PollConfig
+
+POLLABLE = {"block_device": True, "direct": True, "polls": True}
+
+
+def config(*, strategy: Any = "user", **options: Any) -> BlkConfig:
+    poll = PollConfig(strategy=strategy, why="")
+    return BlkConfig(socket=SocketConfig(path="/run/s"), poll=poll, **{"blk_file": "/dev/nvme0n1", **options})
+
+
+def chosen(facts: dict[str, bool], **options: Any) -> Iopoll:
+    return choose_iopoll(config(**options), **facts)
+
+
+@pytest.mark.parametrize("engine", ["auto", "io_uring"])
+def test_auto_polls_a_device_with_poll_queues(engine: str) -> None:
+    assert chosen(POLLABLE, engine=engine) == Iopoll(use=True, why="its driver has poll queues")
+
+
+@pytest.mark.parametrize(
+    ("lacks", "says"),
+    [("polls", "its driver has no poll queues"), ("direct", "O_DIRECT"), ("block_device", "is no block device")],
+)
+def test_what_a_disk_lacks_is_why_auto_does_not_poll_it_and_an_error_where_it_was_asked_for(
+    lacks: str, says: str
+) -> None:
+    facts = {**POLLABLE, lacks: False}
+    seen = chosen(facts)
+    assert (seen.use, says in seen.why) == (False, True)
+    with pytest.raises(KpollError, match="use --iopoll auto") as error:
+        chosen(facts, iopoll="on")
+    assert error.value.exit_code == 1
+    assert str(error.value).startswith("/dev/nvme0n1: --iopoll on: ")
+    assert says in str(error.value)
+
+
+def test_the_error_without_poll_queues_names_the_boot_parameter() -> None:
+    with pytest.raises(KpollError, match=r"nvme\.poll_queues="):
+        chosen({**POLLABLE, "polls": False}, iopoll="on")
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"iopoll": "off"}, "--iopoll off"),
+        ({"engine": "aio"}, "--engine aio"),
+        ({"engine": "null", "blk_file": None, "size": 512}, "--engine null"),
+        ({"strategy": "off"}, "--poll off"),
+    ],
+)
+def test_auto_does_not_poll_where_something_else_was_asked_for(options: dict[str, Any], why: str) -> None:
+    assert chosen(POLLABLE, **options) == Iopoll(use=False, why=why)
+
+
+def test_on_polls_for_completions_even_where_nobody_polls_for_requests() -> None:
+    assert chosen(POLLABLE, iopoll="on", strategy="off") == Iopoll(use=True, why="asked for")
+
+
+@pytest.mark.parametrize("engine", ["aio", "null"])
+def test_on_with_an_engine_that_cannot_is_a_usage_error(engine: str) -> None:
+    disk = {"blk_file": None, "size": 512} if engine == "null" else {}
+    with pytest.raises(UsageError, match=f"--engine {engine} can't poll"):
+        config(iopoll="on", engine=engine, **disk)
+
+
+@pytest.mark.parametrize(
+    ("asked", "iopoll", "polls", "tried"),
+    [
+        ("auto", "auto", True, [("io_uring", True), ("aio", False), ("io_uring", False)]),
+        ("auto", "auto", False, [("aio", False), ("io_uring", False)]),
+        ("auto", "on", True, [("io_uring", True)]),
+        ("io_uring", "on", True, [("io_uring", True)]),
+        ("io_uring", "auto", True, [("io_uring", True), ("io_uring", False)]),
+        ("io_uring", "off", False, [("io_uring", False)]),
+        ("aio", "auto", False, [("aio", False)]),
+    ],
+)
+def test_the_engine_that_polls_is_tried_first_and_alone_where_it_has_to(
+    asked: str, iopoll: str, polls: bool, tried: list[tuple[str, bool]]
+) -> None:
+    found = candidates(asked, iopoll, direct=True, polls=polls)
+    assert [(each.name, each.iopoll) for each in found] == tried
+
+
+def test_pinned_memory_makes_auto_take_io_uring_and_nothing_else() -> None:
+    plain = candidates("auto", "auto", direct=True, polls=False, pins=True)
+    assert [(each.name, each.why) for each in plain] == [("io_uring", "--pin-guest-memory")]
+    polled = candidates("auto", "auto", direct=True, polls=True, pins=True)
+    assert [(each.name, each.iopoll) for each in polled] == [("io_uring", True), ("io_uring", False)]
+
+
+@pytest.mark.parametrize("engine", ["aio", "null"])
+def test_pinned_memory_with_an_engine_that_has_no_use_for_it_is_a_usage_error(engine: str) -> None:
+    disk = {"blk_file": None, "size": 512} if engine == "null" else {}
+    with pytest.raises(UsageError, match=f"--engine {engine} has no use for it"):
+        config(pin_guest_memory=True, engine=engine, **disk)
