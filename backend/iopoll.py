@@ -57,4 +57,6 @@ def choose_iopoll(config: BlkConfig, *, block_device: bool, direct: bool, polls:
         return Iopoll(use=True, why="asked for")
     if not obstacle and config.poll.strategy == "off":
         obstacle = "--poll off"
+    if not obstacle and config.engine == "auto" and not config.pin_guest_memory:
+        obstacle = "its driver has poll queues, but --engine auto takes aio: --iopoll on or --engine io_uring uses them"
     return Iopoll(use=not obstacle, why=obstacle or "its driver has poll queues")

@@ -24,9 +24,14 @@ def chosen(facts: dict[str, bool], **options: Any) -> Iopoll:
     return choose_iopoll(config(**options), **facts)
 
 
-@pytest.mark.parametrize("engine", ["auto", "io_uring"])
-def test_auto_polls_a_device_with_poll_queues(engine: str) -> None:
-    assert chosen(POLLABLE, engine=engine) == Iopoll(use=True, why="its driver has poll queues")
+@pytest.mark.parametrize("options", [{"engine": "io_uring"}, {"pin_guest_memory": True}])
+def test_where_io_uring_is_the_engine_auto_polls_a_device_with_poll_queues(options: dict[str, Any]) -> None:
+    assert chosen(POLLABLE, **options) == Iopoll(use=True, why="its driver has poll queues")
+
+
+def test_where_the_engine_is_left_to_us_the_log_says_that_there_would_be_queues_to_poll() -> None:
+    seen = chosen(POLLABLE)
+    assert (seen.use, "--iopoll on or --engine io_uring uses them" in seen.why) == (False, True)
 
 
 @pytest.mark.parametrize(
