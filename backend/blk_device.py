@@ -150,6 +150,12 @@ class BlkDevice(WorkerDevice):
         if self.pins is not None:
             await self.pins.follow(memory)
 
+    async def reopened(self) -> None:
+        """Have the engines use what is behind the disk's descriptor now. Raises as Worker.join_lane() does."""
+        self.disk.reopened()
+        for lane, worker in {queue.lane: queue.worker for queue in self.queues}.items():
+            await worker.join_lane(lane)
+
     async def start_vring(self, vring: VringConfig) -> None:
         """Start serving a queue; the guest learns of a size that it can't know yet."""
         await super().start_vring(vring)

@@ -118,7 +118,7 @@ class Disk:
         self.dev.write_back = int(value)
 
     def reopened(self) -> None:
-        """Tell the workers that the descriptor is another disk's now: who fails on the old one tries the new one."""
+        """Note that the descriptor is another disk's now; lanes heed it when they are joined anew."""
         lib.blk_dev_reopened(self.dev)
 
     def sync(self) -> None:

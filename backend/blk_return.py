@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from .blk_disk import Disk
+    from .blk_device import BlkDevice
     from .blk_opener import Opener
 
 _DRAIN_BYTES: Final = 65536
@@ -36,10 +36,11 @@ class ReturnWatch:
     """
 
     def __init__(
-        self, disk: Disk, opener: Opener | None, returned: Callable[[], None], log: FilteringBoundLogger
+        self, device: BlkDevice, opener: Opener | None, returned: Callable[[], None], log: FilteringBoundLogger
     ) -> None:
-        """Watch `disk`, which `opener` can open again; `returned` is called when it has been."""
-        self._disk = disk
+        """Watch the disk behind `device`, which `opener` can open again; `returned` is called when it has been."""
+        self._device = device
+        self._disk = device.disk
         self._opener = opener
         self._returned = returned
         self._log = log
@@ -87,7 +88,7 @@ class ReturnWatch:
         for _ in range(tries):
             found = await trio.to_thread.run_sync(self._opener.ask)
             if found is not None:
-                self._take(*found)
+                await self._take(*found)
                 return
             if tries > 1:
                 await trio.sleep(_TRY_S)
@@ -96,13 +97,13 @@ class ReturnWatch:
         status = os.fstat(self._disk.fd)
         return stat.S_ISBLK(status.st_mode) and is_gone(status.st_rdev)
 
-    def _take(self, fd: int, claim: int) -> None:
+    async def _take(self, fd: int, claim: int) -> None:
         os.dup2(fd, self._disk.fd, inheritable=False)
         os.close(fd)
         if self._claim is not None:
             os.close(self._claim)
         self._claim = claim
         self._missing = False
-        self._disk.reopened()
+        await self._device.reopened()
         self._log.info("disk_returned", namespace=os.path.basename(os.readlink(f"/proc/self/fd/{claim}")))  # noqa: PTH115, PTH119
         self._returned()

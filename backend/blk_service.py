@@ -58,7 +58,7 @@ def open_blk(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[Service]:
         errors = ErrorWatch(device, config.on_error, log)
         stack.callback(errors.close)
         # Under `stop` it is the operator who says that all is well.
-        returned = ReturnWatch(disk, again, errors.resume if config.on_error == "retry" else nothing, log)
+        returned = ReturnWatch(device, again, errors.resume if config.on_error == "retry" else nothing, log)
         stack.callback(returned.close)
 
         async def watch() -> None:

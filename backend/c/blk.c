@@ -123,14 +123,6 @@ void blk_unpop(struct blk_req *req)
 static void fail(struct blk_lane *lane, struct blk_req *req, uint64_t now)
 {
 	bool unsupported = req->io.res == -EOPNOTSUPP;
-	uint32_t opened = load_acquire(&req->queue->dev->opened); /* pairs with the release in blk_dev_reopened() */
-
-	if (opened != lane->opened) { /* the disk that it failed on isn't ours any more */
-		lane->opened = opened;
-		io_engine_reopened(lane->io);
-		io_queue(lane->io, &req->io);
-		return;
-	}
 	if (!unsupported && blk_keep(&lane->kept, req, now))
 		return;
 	if (lane->kept.count > 0)
@@ -266,10 +258,16 @@ unsigned blk_lane_poll(struct blk_lane *lane)
 /* Completions wake the worker, however the engine tells of them. */
 static int join(struct lane *lane, struct wait_set *ws)
 {
-	struct io_engine *io = container_of(lane, struct blk_lane, base)->io;
+	struct blk_lane *l = container_of(lane, struct blk_lane, base);
+	uint32_t opened = load_acquire(&l->kept.dev->opened); /* pairs with the release in blk_dev_reopened() */
+	struct io_engine *io = l->io;
 	struct io_wait waits[IO_WAITS_MAX];
 	unsigned n = io_waits(io, waits);
 
+	if (opened != l->opened) {
+		l->opened = opened;
+		io_engine_reopened(io);
+	}
 	for (unsigned i = 0; i < n; i++) {
 		int rc = wait_set_add(ws, waits[i].fd, waits[i].has_word ? &waits[i].word : NULL, lane, NULL);
 

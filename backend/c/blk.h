@@ -61,7 +61,7 @@ struct blk_dev *blk_dev_create(void);
 void blk_dev_destroy(struct blk_dev *dev);
 /* blk_dev_resume() - Have all that waits tried again now; each worker has to be woken after it (worker_wake()) */
 void blk_dev_resume(struct blk_dev *dev);
-/* blk_dev_reopened() - target.fd is another open file now: an engine that holds on to the old one takes the new one */
+/* blk_dev_reopened() - target.fd is another open file now: an engine that holds on to the old one takes the new one when its lane is joined anew */
 void blk_dev_reopened(struct blk_dev *dev);
 
 int blk_lane_create(struct blk_lane **out, struct blk_dev *dev, const char *engine, uint32_t depth);

@@ -286,7 +286,7 @@ int64_t blk_kept_timeout_ns(const struct blk_kept *k)
 
 void blk_dev_reopened(struct blk_dev *dev)
 {
-	store_release(&dev->opened, dev->opened + 1); /* pairs with the acquire in blk.c, fail() */
+	store_release(&dev->opened, dev->opened + 1); /* pairs with the acquire in blk.c, join() */
 }
 
 void blk_dev_resume(struct blk_dev *dev)

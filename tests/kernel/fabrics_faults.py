@@ -194,6 +194,7 @@ def main() -> None:
     facts["ended"] = ended_without_a_target()
     facts["deleted"] = controller_deleted()
     facts["pulled_aio"] = card_pulled("nvme1n1", "aio")
+    facts["pulled_io_uring"] = card_pulled(facts["pulled_aio"]["returned"], "io_uring")
     json.dump(facts, sys.stdout)
 
 

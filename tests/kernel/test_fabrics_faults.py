@@ -53,7 +53,7 @@ def test_a_connection_that_was_there_is_used_and_left(facts: Any) -> None:
     assert (facts["deleted"]["ours"], len(facts["deleted"]["left"])) == (False, 1)
 
 
-@pytest.mark.parametrize("engine", ["aio"])
+@pytest.mark.parametrize("engine", ["aio", "io_uring"])
 def test_a_device_that_is_pulled_is_an_error_to_the_guest_until_it_is_back(facts: Any, engine: str) -> None:
     went_and_came(facts[f"pulled_{engine}"])
 
