@@ -80,7 +80,7 @@ def engines(aio: AioFacts, uring: UringFacts, rights: Rights, cpus: int) -> Iter
     yield _aio(aio)
     yield _aio_max_nr(aio, cpus)
     yield _uring(uring, rights)
-    yield from _uring_features(uring)
+    yield _iopoll(uring)
 
 
 def _aio(aio: AioFacts) -> Finding:
@@ -134,37 +134,11 @@ def _uring(uring: UringFacts, rights: Rights) -> Finding:
     return _finding(name=name, state="missing", found=found, change=change)
 
 
-def _uring_features(uring: UringFacts) -> Iterator[Finding]:
-    for name, has, there, absent, change in (
-        (
-            "io_uring: DEFER_TASKRUN",
-            uring.defer_taskrun,
-            "a ring can be one thread's own",
-            "no: completions interrupt the worker",
-            "take Linux 6.1 or newer",
-        ),
-        ("io_uring: IOPOLL", uring.iopoll, "a ring can poll devices", "no", "take Linux 5.1 or newer"),
-        (
-            "io_uring: HYBRID_IOPOLL",
-            uring.hybrid_iopoll,
-            "a ring can sleep for a while, then poll",
-            "no: polling takes a whole CPU",
-            "take Linux 6.13 or newer",
-        ),
-        (
-            "io_uring: discard",
-            uring.discard,
-            "block devices take discards by command",
-            "no: helper threads discard",
-            "take Linux 6.12 or newer",
-        ),
-    ):
-        if has:
-            yield _finding(name=name, state="good", found=there)
-        elif has is not None:
-            yield _finding(name=name, state="improvable", found=absent, change=change)
-        elif uring.setup:
-            yield _finding(name=name, state="unknown", found="can't be asked without io_uring")
-        else:
-            found = "this user may open no block device to ask"
-            yield _finding(name=name, state="unknown", found=found, change="ask as root, or with a disk of this user's")
+def _iopoll(uring: UringFacts) -> Finding:
+    finding = partial(_finding, name="io_uring: IOPOLL")
+    if uring.iopoll is None:
+        return finding(state="unknown", found="can't be asked without io_uring; only --iopoll takes it")
+    if uring.iopoll:
+        return finding(state="good", found="a ring can poll devices, for --iopoll")
+    found = "a ring can't poll devices; only --iopoll takes it"
+    return finding(state="improvable", found=found, change="take Linux 5.1 or newer")

@@ -55,7 +55,7 @@ def _poll_queues(namespace: PollQueues, parameter: int | None) -> Finding:
     if namespace.there is None:
         return _finding(name=name, state="unknown", found="the kernel doesn't tell (queue/io_poll)")
     if _FABRICS.intersection(namespace.transports):
-        change = "connect it anew with `nvme connect … --nr-poll-queues=2` (as many as workers are to poll)"
+        change = "connect it anew with `kpoll nvme connect … --nr-poll-queues 2` (as many as workers are to poll)"
     elif "pcie" not in namespace.transports:
         return _finding(name=name, state="missing", found=f"{', '.join(namespace.transports)} has none")
     elif parameter:
@@ -76,6 +76,9 @@ def _tcp(fabrics: FabricsFacts, rights: Rights) -> Finding:
     missing = partial(_finding, name=name, state="missing")
     if fabrics.tcp == "absent":
         return missing(found="the kernel has no nvme-tcp", change="take a kernel with CONFIG_NVME_TCP, as Debian's is")
+    if fabrics.tcp == "unknown":
+        found = "the driver isn't loaded, and this kernel's modules can't be seen from here"
+        return _finding(name=name, state="unknown", found=found, change="ask on the host itself")
     if not fabrics.device:
         return missing(
             found="the driver isn't loaded",
@@ -83,8 +86,10 @@ def _tcp(fabrics: FabricsFacts, rights: Rights) -> Finding:
         )
     if not (fabrics.openable and rights.has(CAP_SYS_ADMIN)):
         found = "the driver is there; to connect takes root, on the host itself"
-        return _finding(
-            name=name, state="improvable", found=found, change="connect as root; who serves the disk needn't be"
+        change = (
+            "`kpoll nvme connect` as root, then `--blk-file` as whoever may open the disk; "
+            "`kpoll blk --nvme-tcp` takes root itself"
         )
+        return _finding(name=name, state="improvable", found=found, change=change)
     found = "the driver is there" if fabrics.tcp == "loaded" else "the driver is there, and loads itself"
     return _finding(name=name, state="good", found=found)

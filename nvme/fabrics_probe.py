@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 FABRICS: Final = Path("/dev/nvme-fabrics")
 
-type_tcp = Literal["loaded", "loadable", "absent"]
+type_tcp = Literal["loaded", "loadable", "absent", "unknown"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,8 @@ class FabricsFacts:
     Attributes:
         device: Whether the kernel has /dev/nvme-fabrics, by which one connects.
         openable: Whether this process may open it.
-        tcp: Whether the driver nvme-tcp is in the kernel, can be loaded into it, or isn't there.
+        tcp: Whether the driver nvme-tcp is in the kernel, can be loaded into it, or isn't there; unknown: it isn't
+            loaded, and the kernel's modules can't be seen, as in a container.
 
     """
 
@@ -43,6 +44,8 @@ def _tcp(root: Path) -> type_tcp:
     if (root / "sys/module/nvme_tcp").exists():
         return "loaded"
     modules = root / "lib/modules" / os.uname().release
+    if not modules.exists():
+        return "unknown"
     if any("/nvme-tcp.ko" in line for line in _lines(modules / "modules.builtin")):
         return "loaded"
     if any("/nvme-tcp.ko" in line.partition(":")[0] for line in _lines(modules / "modules.dep")):

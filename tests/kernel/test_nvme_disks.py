@@ -64,17 +64,15 @@ def test_the_doctor_finds_what_this_kernel_and_these_devices_have(facts: Any) ->
     found = {each["name"]: each for each in facts["doctor"]["findings"]}
     for name in (
         *("EVENTFD_SET_POLL", "module eventfd_poll", "fs.eventfd_busy_poll", "net.core.busy_poll"),
-        *("Linux AIO", "fs.aio-max-nr", "io_uring", "io_uring: DEFER_TASKRUN", "io_uring: IOPOLL"),
+        *("Linux AIO", "fs.aio-max-nr", "io_uring", "io_uring: IOPOLL"),
         *("nvme0n1: poll queues", "nvme1n1: poll queues", "libnvme", "NVMe over TCP"),
         *("taps", "AF_XDP", "Landlock", "seccomp", "CAP_SYS_ADMIN", "KVM"),
     ):
         assert found[name]["state"] == "good", found[name]
     assert "50 µs" in found["fs.eventfd_busy_poll"]["found"]
-    for name in ("io_uring: HYBRID_IOPOLL", "io_uring: discard"):  # of Linux 6.13 and 6.12; this is 6.1
-        assert found[name]["state"] == "improvable"
     remote = found[f"{facts['remote']}: poll queues"]
     assert remote["state"] == "improvable"
-    assert "--nr-poll-queues" in remote["change"]
+    assert "`kpoll nvme connect … --nr-poll-queues 2`" in remote["change"]
 
 
 def test_the_metrics_of_a_namespace_are_what_nvme_cli_reads_and_those_of_the_docs(facts: Any) -> None:

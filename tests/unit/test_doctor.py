@@ -36,7 +36,7 @@ CONTAINER = Rights(filtered=True)
 PATCHED = KernelFacts(patch=0, eventfd_busy_poll_us=0, net_busy_poll_us=0)
 MODULE = KernelFacts(module=0, net_busy_poll_us=0)
 SOCKETS = BusyPoll(us=50, prefer=True, budget=32, refused=())
-WORKS = UringFacts(setup=0, disabled=0, defer_taskrun=True, iopoll=True, hybrid_iopoll=True, discard=True)
+WORKS = UringFacts(setup=0, disabled=0, iopoll=True)
 AIO = AioFacts(setup=0, used=2048, most=65536)
 TCP = FabricsFacts(device=True, openable=True, tcp="loaded")
 
@@ -129,18 +129,15 @@ def test_io_uring_that_is_refused_says_by_whom(uring: UringFacts, rights: Rights
     found = by_name(engines(AIO, uring, rights, cpus=2))
     assert found["io_uring"].state == "missing"
     assert words in f"{found['io_uring'].found} {found['io_uring'].change}"
-    assert {each.state for name, each in found.items() if name.startswith("io_uring: ")} == {"unknown"}
+    assert found["io_uring: IOPOLL"].state == "unknown"
 
 
-def test_what_this_io_uring_can_and_which_kernel_can_more() -> None:
-    old = UringFacts(setup=0, defer_taskrun=False, iopoll=True, hybrid_iopoll=False, discard=False)
-    found = by_name(engines(AIO, old, USER, cpus=2))
-    assert {name: each.change for name, each in found.items() if each.state == "improvable"} == {
-        "io_uring: DEFER_TASKRUN": "take Linux 6.1 or newer",
-        "io_uring: HYBRID_IOPOLL": "take Linux 6.13 or newer",
-        "io_uring: discard": "take Linux 6.12 or newer",
-    }
-    assert by_name(engines(AIO, replace(WORKS, discard=None), USER, cpus=2))["io_uring: discard"].state == "unknown"
+def test_of_what_io_uring_can_only_that_counts_which_kpoll_uses() -> None:
+    names = [each.name for each in engines(AIO, WORKS, USER, cpus=2)]
+    assert names == ["Linux AIO", "fs.aio-max-nr", "io_uring", "io_uring: IOPOLL"]
+    found = by_name(engines(AIO, replace(WORKS, iopoll=False), USER, cpus=2))["io_uring: IOPOLL"]
+    assert (found.state, found.change) == ("improvable", "take Linux 5.1 or newer")
+    assert by_name(engines(AIO, WORKS, USER, cpus=2))["io_uring: IOPOLL"].state == "good"
 
 
 def found_of(namespaces: list[PollQueues], parameter: int | None = 0, **more: object) -> dict[str, Finding]:
@@ -154,7 +151,7 @@ def found_of(namespaces: list[PollQueues], parameter: int | None = 0, **more: ob
         (("pcie",), True, 2, "good", "without interrupts"),
         (("pcie",), False, 0, "improvable", "`nvme.poll_queues=2`"),
         (("pcie",), False, 4, "improvable", "was 0 when the driver started"),
-        (("tcp",), False, 0, "improvable", "--nr-poll-queues=2"),
+        (("tcp",), False, 0, "improvable", "`kpoll nvme connect … --nr-poll-queues 2`"),
         (("loop",), False, 0, "missing", "loop has none"),
         (("pcie",), None, 0, "unknown", "queue/io_poll"),
     ],
@@ -197,8 +194,9 @@ def test_a_host_without_nvme_is_not_told_to_buy_one() -> None:
         (replace(TCP, tcp="loadable"), ROOT, "good", "loads itself"),
         (replace(TCP, device=False, tcp="loadable"), ROOT, "missing", "`modprobe nvme-tcp`"),
         (replace(TCP, tcp="absent"), ROOT, "missing", "CONFIG_NVME_TCP"),
-        (replace(TCP, openable=False), USER, "improvable", "connect as root"),
-        (TCP, replace(ROOT, initial=False), "improvable", "connect as root"),
+        (replace(TCP, device=False, tcp="unknown"), ROOT, "unknown", "modules can't be seen from here ask on the host"),
+        (replace(TCP, openable=False), USER, "improvable", "`kpoll nvme connect` as root, then `--blk-file`"),
+        (TCP, replace(ROOT, initial=False), "improvable", "`kpoll blk --nvme-tcp` takes root itself"),
     ],
     ids=str,
 )
@@ -209,9 +207,10 @@ def test_nvme_over_tcp(fabrics: FabricsFacts, rights: Rights, state: str, words:
 
 
 def test_the_driver_is_found_loaded_built_in_or_on_disk(tmp_path: Path) -> None:
-    assert probe_fabrics(tmp_path) == FabricsFacts(device=False, openable=False, tcp="absent")
+    assert probe_fabrics(tmp_path) == FabricsFacts(device=False, openable=False, tcp="unknown")
     modules = tmp_path / "lib/modules" / os.uname().release
     modules.mkdir(parents=True)
+    assert probe_fabrics(tmp_path).tcp == "absent"
     (modules / "modules.dep").write_text("kernel/x.ko: kernel/drivers/nvme/host/nvme-tcp.ko\n")
     assert probe_fabrics(tmp_path).tcp == "absent", "another module's need of it is not the module"
     (modules / "modules.dep").write_text("kernel/drivers/nvme/host/nvme-tcp.ko.xz: kernel/x.ko\n")
@@ -316,9 +315,5 @@ def test_probing_io_uring_leaves_nothing_behind() -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     facts = probe_uring()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
-    major, minor = (int(number) for number in os.uname().release.split(".")[:2])
-    if facts.setup == 0:  # as documented in io_uring_setup(2)
-        assert facts.iopoll is True
-        assert facts.defer_taskrun is ((major, minor) >= (6, 1))
-        assert facts.hybrid_iopoll is ((major, minor) >= (6, 13))
-        assert facts.discard in (None, (major, minor) >= (6, 12))
+    if facts.setup == 0:
+        assert facts.iopoll is True  # as documented in io_uring_setup(2)
