@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _REMEDY = (
     "boot with `nvme.poll_queues=2` on the kernel's command line (a module: `modprobe nvme poll_queues=2`; NVMe over "
-    "Fabrics: `nvme connect --nr-poll-queues=2`), or use --iopoll auto"
+    "Fabrics: `kpoll nvme connect … --nr-poll-queues 2` first), or use --iopoll auto"
 )
 
 

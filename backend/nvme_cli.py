@@ -22,7 +22,7 @@ json_option = click.option(
 
 @click.group()
 def nvme() -> None:
-    """Tell what NVMe devices this host has, and what they can do."""
+    """List, show, discover, connect and disconnect NVMe devices."""
 
 
 @nvme.command("list", cls=Subcommand)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
@@ -14,11 +15,13 @@ from rich.table import Table
 
 from kpoll.nvme import sysfs
 from kpoll.nvme.fabrics import (
+    DISCOVERY_PORT,
     PORT,
     TRANSPORTS,
     Address,
     ConnectError,
     HostName,
+    Queues,
     Timeouts,
     check_ready,
     connect,
@@ -44,17 +47,37 @@ if TYPE_CHECKING:
 
     type_command = Callable[..., None]
 
-_DISCOVERY_PORT: Final = 8009  # over TCP
 _SECONDS_MAX: Final = 1 << 30
+_UUID: Final = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 _ADDRESS_OPTIONS: Final = (
-    click.option("-t", "--transport", type=click.Choice(TRANSPORTS), default="tcp", show_default=True, help="By what."),
+    click.option(
+        "-t",
+        "--transport",
+        type=click.Choice(TRANSPORTS),
+        default="tcp",
+        show_default=True,
+        help="How the target is reached: by network, or loop, on this host itself.",
+    ),
     click.option("-a", "--traddr", metavar="IP", help="The target's address; loop needs none."),
-    click.option("-s", "--trsvcid", type=click.IntRange(1, 65535), metavar="PORT", help="The target's port."),
+    click.option(
+        "-s",
+        "--trsvcid",
+        type=click.IntRange(1, 65535),
+        metavar="PORT",
+        help=f"The target's port. [default: {PORT}; to discover over tcp {DISCOVERY_PORT}]",
+    ),
     click.option("-w", "--host-traddr", metavar="IP", help="The address to connect from."),
     click.option("-f", "--host-iface", metavar="NAME", help="The interface to connect by (tcp)."),
-    click.option("-q", "--hostnqn", metavar="NQN", help="As whom. [default: /etc/nvme/hostnqn, or this machine's]"),
-    click.option("-I", "--hostid", metavar="UUID", help="Likewise. [default: /etc/nvme/hostid, or the one in the NQN]"),
+    click.option(
+        "-q",
+        "--hostnqn",
+        metavar="NQN",
+        help="The NQN of this host. [default: /etc/nvme/hostnqn, or one made of /etc/machine-id]",
+    ),
+    click.option(
+        "-I", "--hostid", metavar="UUID", help="The UUID of this host. [default: /etc/nvme/hostid, or that in its NQN]"
+    ),
 )
 
 
@@ -74,6 +97,12 @@ def _ip(option: str, value: str) -> str:
 def _nqn(option: str, value: str) -> str:
     if problem := nqn_problem(value):
         raise UsageError(f"{option} {value}: is no NQN: {problem}")
+    return value
+
+
+def _uuid(option: str, value: str) -> str:
+    if _UUID.fullmatch(value) is None:
+        raise UsageError(f"{option} {value}: give a UUID, such as 01234567-89ab-cdef-0123-456789abcdef")
     return value
 
 
@@ -102,6 +131,8 @@ def _address(options: dict[str, Any], port: int) -> Address:
 def _host(options: dict[str, Any]) -> HostName:
     """Turn the options into the host's name. Raises UsageError."""
     nqn, hostid = options["hostnqn"], options["hostid"]
+    if hostid is not None:
+        hostid = _uuid("--hostid", hostid)
     if nqn is None:
         default = default_host()
         return HostName(nqn=default.nqn, id=hostid or default.id)
@@ -119,23 +150,60 @@ def _clear_errors() -> Iterator[None]:
 @nvme.command("connect", cls=Subcommand)
 @_address_options
 @click.option("-n", "--nqn", required=True, metavar="NQN", help="The subsystem.")
-@click.option("-i", "--nr-io-queues", type=click.IntRange(1, 65535), metavar="N", help="[default: one per CPU]")
-@click.option("-c", "--reconnect-delay", type=click.IntRange(1, _SECONDS_MAX), metavar="S", help="[default: 10]")
 @click.option(
-    "-l", "--ctrl-loss-tmo", type=click.IntRange(-1, _SECONDS_MAX), metavar="S", help="-1: never. [default: 600]"
+    "-i",
+    "--nr-io-queues",
+    type=click.IntRange(1, 65535),
+    metavar="N",
+    help="Queues for I/O; the target may give fewer. [default: one per CPU]",
 )
-@click.option("--fast-io-fail-tmo", type=click.IntRange(0, _SECONDS_MAX), metavar="S", help="[default: requests wait]")
-@click.option("-k", "--keep-alive-tmo", type=click.IntRange(1, _SECONDS_MAX), metavar="S", help="[default: 5]")
+@click.option(
+    "-P",
+    "--nr-poll-queues",
+    type=click.IntRange(1, 65535),
+    metavar="N",
+    help="More of them, to be polled by `kpoll blk --iopoll` (tcp, rdma). [default: none]",
+)
+@click.option(
+    "-c",
+    "--reconnect-delay",
+    type=click.IntRange(1, _SECONDS_MAX),
+    metavar="S",
+    help="Seconds between attempts to have a lost connection back. [default: 10]",
+)
+@click.option(
+    "-l",
+    "--ctrl-loss-tmo",
+    type=click.IntRange(-1, _SECONDS_MAX),
+    metavar="S",
+    help="Seconds until a lost controller is removed for good; -1: never. [default: 600]",
+)
+@click.option(
+    "--fast-io-fail-tmo",
+    type=click.IntRange(0, _SECONDS_MAX),
+    metavar="S",
+    help="Seconds until requests on a lost connection fail. [default: they wait]",
+)
+@click.option(
+    "-k",
+    "--keep-alive-tmo",
+    type=click.IntRange(1, _SECONDS_MAX),
+    metavar="S",
+    help="Seconds between looks whether the target is there. [default: 5]",
+)
 @json_option
-def connect_(*, nqn: str, nr_io_queues: int | None, as_json: bool, **options: Any) -> None:
+def connect_(*, nqn: str, nr_io_queues: int | None, nr_poll_queues: int | None, as_json: bool, **options: Any) -> None:
     """Connect to a subsystem; its namespaces become block devices."""
     _nqn("--nqn", nqn)
+    if nr_poll_queues is not None and options["transport"] == "loop":
+        raise UsageError("--nr-poll-queues is not for --transport loop")
     address, host = _address(options, PORT), _host(options)
     timeouts = Timeouts(
         **{name: options[name] for name in ("reconnect_delay", "ctrl_loss_tmo", "fast_io_fail_tmo", "keep_alive_tmo")}
     )
     with _clear_errors():
-        name = connect(check_ready(load()), address, nqn, host, timeouts, io_queues=nr_io_queues)
+        fabrics = check_ready(load(), transport=address.transport)
+        name = connect(fabrics, address, nqn, host, timeouts, Queues(io=nr_io_queues, poll=nr_poll_queues))
     if as_json:
         click.echo(json.dumps({"controller": name, "nqn": nqn, "hostnqn": host.nqn, "hostid": host.id}, indent=2))
     else:
@@ -183,10 +251,10 @@ def _controllers(nqn: str | None, device: str | None) -> list[str]:
 @json_option
 def discover_(*, as_json: bool, **options: Any) -> None:
     """List the subsystems that a target has for this host."""
-    port = _DISCOVERY_PORT if options["transport"] == "tcp" else PORT
+    port = DISCOVERY_PORT if options["transport"] == "tcp" else PORT
     address, host = _address(options, port), _host(options)
     with _clear_errors():
-        offers = discover(check_ready(load()), address, host)
+        offers = discover(check_ready(load(), transport=address.transport), address, host)
     if as_json:
         click.echo(json.dumps({"hostnqn": host.nqn, "offers": [asdict(offer) for offer in offers]}, indent=2))
     elif any(offer.nqn != DISCOVERY_NQN for offer in offers):

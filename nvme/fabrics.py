@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 type_transport = Literal["tcp", "rdma", "loop"]
 
 TRANSPORTS: Final[tuple[type_transport, ...]] = ("tcp", "rdma", "loop")
-PORT: Final = 4420  # IANA's for NVMe over Fabrics; for discovery over TCP it is 8009, and 4420 where that is old
+PORT: Final = 4420  # IANA's for NVMe over Fabrics
+DISCOVERY_PORT: Final = 8009  # over TCP; many targets, Linux's among them, have it at the other one all the same
 NODE: Final = File("/dev/nvme-fabrics")
 
-_NOBODY: Final = "nobody listens there: check the port, and the target"
 _REACH_S: Final = 5.0
 _ANSWER_S: Final = 15.0  # an admin queue, its commands, and as many I/O queues as there are CPUs
 _LEAVE_S: Final = 30.0
@@ -131,6 +131,20 @@ class Timeouts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Queues:
+    """How many queues to ask a target for, beside the admin queue.
+
+    Attributes:
+        io: That tell of completions by themselves; None: one per CPU.
+        poll: More of them, whose completions are looked for; None: none.
+
+    """
+
+    io: int | None = None
+    poll: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Offer:
     """A line of a discovery log: what a target has.
 
@@ -182,14 +196,21 @@ def _line(path: File) -> str | None:
         return None
 
 
-def check_ready(library: Libnvme | None, node: File = NODE) -> Fabrics:
-    """See that this host can connect at all, before anything is tried. Raises ConnectError."""
+def check_ready(library: Libnvme | None, node: File = NODE, transport: type_transport = "tcp") -> Fabrics:
+    """See that this host can connect at all, before anything is tried. Raises ConnectError.
+
+    Args:
+        library: Who does it, if it can be loaded.
+        node: What the kernel's driver is asked by.
+        transport: How the target will be reached.
+
+    """
     if library is None:
         raise ConnectError(NO_LIBRARY)
     try:
         os.close(os.open(node, os.O_RDWR | os.O_CLOEXEC))
     except FileNotFoundError as error:
-        raise ConnectError(f"{node} isn't there: load the kernel's driver with `modprobe nvme-tcp`") from error
+        raise ConnectError(f"{node} isn't there: load the kernel's driver with `modprobe nvme-{transport}`") from error
     except PermissionError as error:
         raise ConnectError(
             f"{node}: permission denied: to connect takes the right to open it, which root has (or CAP_DAC_OVERRIDE), "
@@ -212,12 +233,18 @@ def _check_reachable(address: Address) -> None:
             f"{address}: no answer within {_REACH_S:g} s: check the address, and what filters on the way"
         ) from error
     except OSError as error:
-        what = _NOBODY if error.errno == errno.ECONNREFUSED else ("check the address and the routes to it")
+        what = _nobody(address) if error.errno == errno.ECONNREFUSED else "check the address and the routes to it"
         raise ConnectError(f"{address}: {error.strerror or error}: {what}") from error
 
 
+def _nobody(address: Address) -> str:
+    if address.trsvcid == DISCOVERY_PORT:
+        return f"nobody listens there: many targets, Linux's too, answer at their usual port: try `--trsvcid {PORT}`"
+    return "nobody listens there: check the port, and the target"
+
+
 def connect(
-    fabrics: Fabrics, address: Address, nqn: str, host: HostName, timeouts: Timeouts, *, io_queues: int | None = None
+    fabrics: Fabrics, address: Address, nqn: str, host: HostName, timeouts: Timeouts, queues: Queues | None = None
 ) -> str:
     """Connect to a subsystem; return the new controller's name, such as nvme1.
 
@@ -227,7 +254,7 @@ def connect(
         nqn: Its name.
         host: As whom.
         timeouts: What the kernel does when the connection is lost.
-        io_queues: How many to ask for; None: one per CPU.
+        queues: How many to ask for; None: as the kernel does by itself.
 
     Raises:
         ConnectError: There is no connection; nothing of the attempt is left behind.
@@ -236,7 +263,7 @@ def connect(
     _check_reachable(address)
     before = _controllers()
     try:
-        answer = bounded(lambda: fabrics.connect(address, nqn, host, timeouts, io_queues), _ANSWER_S)
+        answer = bounded(lambda: fabrics.connect(address, nqn, host, timeouts, queues or Queues()), _ANSWER_S)
     except TooLateError as error:
         _remove_new(before, address, nqn)
         raise ConnectError(
@@ -252,10 +279,10 @@ def _why_not(fabrics: Fabrics, error: FabricsError, address: Address, nqn: str, 
     """Say why a connection failed. Most of what a target says the kernel keeps to its log: so the target is asked."""
     known = {
         ENVME_CONNECT_ALREADY: f"{nqn} at {address}: is connected already (`kpoll nvme list`)",
-        ENVME_CONNECT_CONNREFUSED: f"{address}: Connection refused: {_NOBODY}",
+        ENVME_CONNECT_CONNREFUSED: f"{address}: Connection refused: {_nobody(address)}",
         ENVME_CONNECT_INVAL: f"{address}: the kernel refuses these options: if it has no {address.transport}, "
         f"`modprobe nvme-{address.transport}`; `dmesg` says more",
-        ENVME_CONNECT_OPEN: f"{NODE} can't be opened: `modprobe nvme-tcp`, and run as root",
+        ENVME_CONNECT_OPEN: f"{NODE} can't be opened: `modprobe nvme-{address.transport}`, and run as root",
     }
     if error.code in known:
         return known[error.code]

@@ -13,7 +13,7 @@ from cffi import FFI
 from .pages import text
 
 if TYPE_CHECKING:
-    from .fabrics import Address, HostName, Timeouts
+    from .fabrics import Address, HostName, Queues, Timeouts
     from .libnvme import Libnvme
 
 ENVME_CONNECT_OPEN: Final = 1005
@@ -119,11 +119,11 @@ class Fabrics:
         self._lib: Any = ffi.dlopen(library.name)
         self._libc: Any = ffi.dlopen(None)
 
-    def connect(self, address: Address, nqn: str, host: HostName, timeouts: Timeouts, io_queues: int | None) -> str:
+    def connect(self, address: Address, nqn: str, host: HostName, timeouts: Timeouts, queues: Queues) -> str:
         """Make a controller; return its name. Raises FabricsError."""
         root = self._root()
         try:
-            return _text(self._lib.nvme_ctrl_get_name(self._add(root, address, nqn, host, timeouts, io_queues)))
+            return _text(self._lib.nvme_ctrl_get_name(self._add(root, address, nqn, host, timeouts, queues)))
         finally:
             self._lib.nvme_free_tree(root)
 
@@ -132,12 +132,12 @@ class Fabrics:
 
         Raises FabricsError.
         """
-        from .fabrics import Timeouts  # noqa: PLC0415 - which imports this file
+        from .fabrics import Queues, Timeouts  # noqa: PLC0415 - which imports this file
 
         lib, log = self._lib, ffi.new("struct nvmf_discovery_log **")
         root = self._root()
         try:
-            ctrl = self._add(root, address, nqn, host, Timeouts(), None)
+            ctrl = self._add(root, address, nqn, host, Timeouts(), Queues())
             try:
                 self._check(lib.nvmf_get_discovery_log(ctrl, log, _LOG_RETRIES))
                 count = min(int(log[0].numrec), _RECORDS_MAX)
@@ -181,17 +181,17 @@ class Fabrics:
                 subsystem = lib.nvme_next_subsystem(host, subsystem)
             host = lib.nvme_next_host(root, host)
 
-    def _add(
-        self, root: Any, address: Address, nqn: str, host: HostName, timeouts: Timeouts, io_queues: int | None
-    ) -> Any:
+    def _add(self, root: Any, address: Address, nqn: str, host: HostName, timeouts: Timeouts, queues: Queues) -> Any:
         lib = self._lib
         config: Any = ffi.new("struct nvme_fabrics_config *")
         lib.nvmf_default_config(config)
         for name in ("reconnect_delay", "ctrl_loss_tmo", "fast_io_fail_tmo", "keep_alive_tmo"):
             if (seconds := getattr(timeouts, name)) is not None:
                 setattr(config, name, seconds)
-        if io_queues is not None:
-            config.nr_io_queues = io_queues
+        if queues.io is not None:
+            config.nr_io_queues = queues.io
+        if queues.poll is not None:
+            config.nr_poll_queues = queues.poll
         port = None if address.trsvcid is None else str(address.trsvcid)
         words = (nqn, address.transport, address.traddr or None, address.host_traddr, address.host_iface, port)
         ctrl = lib.nvme_create_ctrl(root, *map(_word, words))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import click
 import pytest
 
+from kpoll.backend.nvme_fabrics_cli import nvme
 from tests.cli.harness import refused, run
 
 NQN = "nqn.2024-01.example:disk"
@@ -31,12 +34,23 @@ NQN = "nqn.2024-01.example:disk"
             "--host-iface is for --transport tcp",
         ),
         (["discover", "--traddr", "192.0.2.1", "--hostnqn", ""], "--hostnqn : is no NQN"),
+        (["discover", "--traddr", "192.0.2.1", "--hostid", "me"], "--hostid me: give a UUID"),
+        (
+            ["connect", "--nqn", NQN, "-t", "loop", "--nr-poll-queues", "1"],
+            "--nr-poll-queues is not for --transport loop",
+        ),
         (["disconnect"], "give --nqn NQN, or --device NAME"),
         (["disconnect", "--nqn", NQN, "--device", "nvme1"], "give --nqn NQN, or --device NAME"),
     ],
 )
 def test_a_wrong_command_line_is_a_usage_error(args: list[str], says: str) -> None:
     assert says in refused("nvme", *args, code=2)
+
+
+def test_help_says_of_each_option_what_it_is_and_not_only_its_default() -> None:
+    for command in nvme.commands.values():
+        for option in (each for each in command.params if isinstance(each, click.Option)):
+            assert re.sub(r"\[.*\]", "", option.help or "").strip(), f"{command.name} {option.opts}"
 
 
 def test_what_is_no_nvme_device_is_refused_and_named(tmp_path: Path) -> None:

@@ -50,6 +50,10 @@ def test_what_is_connected_is_there_until_it_is_disconnected(facts: Any) -> None
     assert facts["left"] == []
 
 
+def test_a_connection_can_be_asked_for_queues_that_are_polled(facts: Any) -> None:
+    assert facts["io_poll"] == "1\n"
+
+
 def test_a_second_connection_to_the_same_place_is_refused(facts: Any) -> None:
     assert facts["again"]["code"] == 1
     assert "is connected already" in facts["again"]["err"]
@@ -67,6 +71,7 @@ def test_only_what_is_connected_over_fabrics_can_be_disconnected(facts: Any) -> 
         ("unknown", f"{AT}: has no subsystem nqn.2024-01.kpoll:nothing for the host nqn."),
         ("not_allowed", f"{AT}: has no subsystem {DISK.nqn} for the host nqn."),
         ("nobody_listens", "tcp 127.0.0.1:4: Connection refused: nobody listens there"),
+        ("nobody_tells", "tcp 127.0.0.1:8009: Connection refused: nobody listens there: many targets, Linux's too,"),
         ("unreachable", "tcp 192.0.2.1:4420: Network is unreachable: check the address"),
         ("which", f"--nvme-tcp: {TWO.nqn} has the namespaces 1, 2: say which with nsid=N"),
         ("no_such_nsid", f"--nvme-tcp: {TWO.nqn} has no namespace 7: it has 1, 2"),
