@@ -107,6 +107,8 @@ def test_a_host_has_nvme_clis_name_or_one_of_its_own_that_stays(tmp_path: Path) 
 def test_what_it_takes_is_looked_at_before_anything_is_tried(tmp_path: Path) -> None:
     with pytest.raises(ConnectError, match="apt install libnvme1"):
         check_ready(None)
+    with pytest.raises(ConnectError, match=r"with `modprobe nvme-loop`$"):
+        check_ready(Libnvme(None), tmp_path / "nvme-fabrics", "loop")
     with pytest.raises(ConnectError, match=r"isn't there: load the kernel's driver with `modprobe nvme-tcp`$"):
         check_ready(Libnvme(None), tmp_path / "nvme-fabrics")
 
