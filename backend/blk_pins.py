@@ -10,11 +10,11 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from kpoll.kernel.rights import Rights, probe_rights
 from kpoll.vhost._core import ffi, lib
 
 from .errors import KpollError
@@ -28,28 +28,21 @@ if TYPE_CHECKING:
     from kpoll.vhost.memory import MemoryTable
 
 _GUEST_MIN: Final = 64 << 20  # bytes: no guest that boots Linux has less
-_STATUS: Final = Path("/proc/self/status")
 _MIB: Final = 1 << 20
 
 
-def _may_lock(status: str) -> bool:
-    """Tell from /proc/PID/status whether RLIMIT_MEMLOCK means nothing to this process."""
-    [effective] = [line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")]
-    return bool(int(effective, 16) >> CAP_IPC_LOCK & 1)
-
-
-def check_memlock(workers: int, limit: int, status: str) -> None:
+def check_memlock(workers: int, limit: int, rights: Rights) -> None:
     """Refuse a limit that no guest fits in. Each worker's ring pins, and counts, all of its memory.
 
     Args:
         workers: How many there will be.
         limit: RLIMIT_MEMLOCK in bytes, or RLIM_INFINITY.
-        status: What /proc/self/status says.
+        rights: What this process may; io_uring lets CAP_IPC_LOCK of the initial user namespace alone exceed the limit.
 
     Raises KpollError.
 
     """
-    if limit == resource.RLIM_INFINITY or limit >= _GUEST_MIN * workers or _may_lock(status):
+    if limit == resource.RLIM_INFINITY or limit >= _GUEST_MIN * workers or rights.has(CAP_IPC_LOCK):
         return
     raise KpollError(
         f"--pin-guest-memory: only {limit // _MIB} MiB may be locked, and each worker locks all of the guest's memory: "
@@ -79,7 +72,7 @@ class GuestPins:
         """
         self._lanes = tuple(lanes)
         self._log = log
-        check_memlock(len(self._lanes), resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], _STATUS.read_text())
+        check_memlock(len(self._lanes), resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], probe_rights())
         if error := self._pin(ffi.NULL):
             why = "it takes Linux 5.19" if error == errno.EINVAL else os.strerror(error)
             raise KpollError(f"--pin-guest-memory: io_uring can't register memory here: {why}; leave it away")

@@ -120,6 +120,8 @@ static unsigned uring_reap(struct io_engine *e, struct io_req **done, unsigned m
 	if (u->polled.open) {
 		n += reap_ring(u, &u->polled, done + n, max - n);
 		e->polled = u->polled.in_kernel;
+		/* What can't be polled for any more was staged anew: it mustn't be slept over. */
+		e->held = uring_ring_held(&u->plain) + uring_ring_held(&u->polled);
 	}
 	n += io_helper_reap(e->helper, done + n, max - n, &e->stats);
 	count_add(&e->stats.completions, n);

@@ -11,6 +11,8 @@ import pytest
 
 from kpoll.backend.blk_pins import check_memlock
 from kpoll.backend.errors import KpollError
+from kpoll.backend.sandbox import CAP_IPC_LOCK
+from kpoll.kernel.rights import Rights
 from tests.cli.harness import IN, OUT, Daemon, Guest, refused, until
 
 MIB = 1 << 20
@@ -99,22 +101,22 @@ def test_a_limit_that_no_guest_fits_in_is_refused(sock: Path, image: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("workers", "limit", "capabilities", "fits"),
+    ("workers", "limit", "rights", "fits"),
     [
-        (1, 64 * MIB, 0, True),
-        (2, 64 * MIB, 0, False),
-        (1, 64 * MIB - 1, 0, False),
-        (1, 64 * MIB - 1, 1 << 14, True),
-        (1, 64 * MIB - 1, ~(1 << 14) & 0xFFFFFFFF, False),
-        (9, resource.RLIM_INFINITY, 0, True),
+        (1, 64 * MIB, Rights(), True),
+        (2, 64 * MIB, Rights(), False),
+        (1, 64 * MIB - 1, Rights(), False),
+        (1, 64 * MIB - 1, Rights(capabilities=frozenset({CAP_IPC_LOCK})), True),
+        (1, 64 * MIB - 1, Rights(capabilities=frozenset(range(64)) - {CAP_IPC_LOCK}), False),
+        (1, 64 * MIB - 1, Rights(capabilities=frozenset({CAP_IPC_LOCK}), initial=False), False),
+        (9, resource.RLIM_INFINITY, Rights(), True),
     ],
 )
 def test_the_limit_is_for_all_workers_and_means_nothing_to_who_may_lock(
-    workers: int, limit: int, capabilities: int, fits: bool
+    workers: int, limit: int, rights: Rights, fits: bool
 ) -> None:
-    status = f"Name:\tkpoll\nCapPrm:\t0000000000000000\nCapEff:\t{capabilities:016x}\n"
     if fits:
-        check_memlock(workers, limit, status)
+        check_memlock(workers, limit, rights)
     else:
         with pytest.raises(KpollError, match="RLIMIT_MEMLOCK"):
-            check_memlock(workers, limit, status)
+            check_memlock(workers, limit, rights)
