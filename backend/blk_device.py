@@ -84,9 +84,14 @@ class BlkDevice(WorkerDevice):
 
         QEMU tells a back-end that it reconnects to neither the size nor the cache mode that its guest believes in, and
         reads the configuration only before the guest first starts. So what it has not read by then it doesn't know.
+
+        A disk that is stopped (--on-error stop) isn't any more: nothing waits since the last one left, and who comes
+        now would wait for a SIGHUP that nobody sends. If the disk still fails it is stopped, and that is told, anew.
         """
         super().attach(session)
         if session is not None:
+            if self.disk.dev.stopped:
+                lib.blk_dev_resume(self.disk.dev)
             self._writeback = _WRITEBACK_RESET
             self._writeback_known = self._started = False
             self._capacity_known = None

@@ -64,10 +64,11 @@ class ErrorWatch:
                 await self._episode()
 
     def resume(self) -> None:
-        """Have all that waits tried again now."""
-        if self._kept() == 0:
+        """Have all that waits tried again now, and what comes let through: where queues were stopped nothing waits."""
+        kept = self._kept()
+        if kept == 0 and not self._dev.stopped:
             return
-        self._log.info("disk_resumed", waiting=self._kept())
+        self._log.info("disk_resumed", waiting=kept)
         lib.blk_dev_resume(self._dev)
         for worker in self._device.workers:
             worker.wake()

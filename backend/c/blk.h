@@ -46,7 +46,7 @@ struct blk_dev {
 	uint8_t serial[BLK_SERIAL_LEN];
 	uint8_t on_error; /* enum blk_on_error; constant while workers run */
 	/* Atomic, each. */
-	uint8_t stopped; /* BLK_STOP: from the first failure until blk_dev_resume() */
+	uint8_t stopped; /* BLK_STOP: from the first failure until blk_dev_resume(), whatever is kept */
 	uint8_t told; /* 1: a failure was told by event_fd, or a stop anew; Python makes it 2 when it has heard, 0 when all is well */
 	int error;        /* that failure: an errno */
 	uint32_t resumes; /* calls of blk_dev_resume() */

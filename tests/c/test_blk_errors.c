@@ -269,7 +269,8 @@ static void a_queue_that_stops_gives_back_what_waits_and_goes_on_from_there(void
 			CHECK_EQ(stats()->kept, 0);
 			CHECK_EQ(stats()->requests[BLK_READ], 0);
 			disk_works();
-			dev->stopped = 0;
+			blk_dev_resume(dev);
+			CHECK_EQ(dev->stopped, 0);
 			start_queue(base);
 			while (got < 40) {
 				if (blk_lane_poll(lane) == 0)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kpoll.vhost.messages import Request
+from kpoll.vhost.payloads import VringFd
 from tests.cli.harness import IN, SECTOR, Daemon, Guest, scrape, until, value
 
 if TYPE_CHECKING:
@@ -106,6 +108,46 @@ def test_stop_waits_for_sighup(served: tuple[Daemon, Guest, Path], disk: Disk) -
     guest.driver.wait()
     assert guest.data.mmap[16 : 16 + LENGTH] == b"\x5a" * LENGTH
     assert daemon.logged("disk_errors_over")["reported"] == 0
+
+
+@pytest.mark.parametrize("served", ["stop"], indirect=True)
+def test_sighup_resumes_a_stopped_disk_also_when_its_queues_were_stopped_and_nothing_waits(
+    served: tuple[Daemon, Guest, Path], disk: Disk
+) -> None:
+    daemon, guest, metrics = served
+    disk.fails()
+    guest.submit(IN, BAD, length=LENGTH)
+    assert daemon.logged("disk_errors")["stopped"] is True
+    guest.frontend.get_vring_base(0)
+    assert is_kept(metrics, 0)
+    disk.works()
+    daemon.signal(signal.SIGHUP)
+    assert daemon.logged("disk_resumed")["waiting"] == 0
+    guest.frontend.request(Request.SET_VRING_KICK, VringFd(0, has_fd=True), [guest.driver.vring.kick_fd])
+    guest.driver.wait()
+    assert guest.data.mmap[16 : 16 + LENGTH] == b"\x5a" * LENGTH
+    assert daemon.logged("disk_errors_over")["reported"] == 0
+
+
+@pytest.mark.parametrize("served", ["stop"], indirect=True)
+def test_who_connects_to_a_stopped_disk_is_served_or_stops_it_anew(
+    served: tuple[Daemon, Guest, Path], disk: Disk
+) -> None:
+    daemon, guest, metrics = served
+    sock = metrics.with_name("s")
+    disk.fails()
+    guest.submit(IN, BAD, length=LENGTH)
+    assert daemon.logged("disk_errors")["stopped"] is True
+    guest.close()
+    daemon.logged("frontend_disconnected")
+    with Guest(sock) as second:
+        second.submit(IN, BAD, length=LENGTH)
+        assert daemon.logged("disk_errors")["stopped"] is True
+    daemon.logged("frontend_disconnected")
+    disk.works()
+    with Guest(sock) as third:
+        assert third.request(IN, BAD, length=LENGTH) == (OK, b"\x5a" * LENGTH)
+    daemon.logged("disk_errors_over")
 
 
 @pytest.mark.parametrize("served", ["retry", "stop"], indirect=True)
