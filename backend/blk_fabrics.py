@@ -4,14 +4,19 @@ To undo it takes a write to the controller's `delete_controller` in sysfs, which
 soon as the controller is there, and kept: of all that root can do the daemon keeps the one thing that it will need, on
 the one controller that it has made. Should another controller get its number later, that is no matter: the file was the
 first one's. A process that kept root for this would keep all of it.
+
+Another kpoll may have found that controller, and serve a disk by it when we end. So who uses a controller holds a
+shared lock (flock(2)) on its device, /dev/nvmeN, and who made it removes it only if it gets that lock for itself alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kpoll.nvme import sysfs
@@ -33,9 +38,10 @@ from .errors import KpollError, os_reason
 from .signals import SIGNALS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from kpoll.nvme.libnvme import Libnvme
+    from kpoll.nvme.libnvme_fabrics import Fabrics
 
     from .config import type_on_error
     from .nvme_tcp import NvmeTcp
@@ -53,6 +59,29 @@ TIMEOUTS: Final[dict[type_on_error, Timeouts]] = {
 
 
 @dataclass(frozen=True)
+class Used:
+    """A controller that we use.
+
+    Attributes:
+        name: The kernel's, such as nvme1.
+        lock_fd: Its device, with our lock on it.
+        delete_fd: Its delete_controller; -1 where somebody else has made it.
+
+    """
+
+    name: str
+    lock_fd: int
+    delete_fd: int
+
+    def remove(self) -> None:
+        """Remove it if we have made it and nobody else uses it: whatever still waits for it fails then. Blocks."""
+        if self.delete_fd >= 0:
+            with contextlib.suppress(OSError):  # others use it; or it was removed, by us or by somebody else
+                fcntl.flock(self.lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.write(self.delete_fd, b"1")
+
+
+@dataclass(frozen=True)
 class Reached:
     """A namespace that is reached over fabrics.
 
@@ -60,20 +89,14 @@ class Reached:
         node: Its block device.
         controller: By which it is reached.
         ours: Whether we connected it.
-        delete_fd: Its delete_controller; -1 where it isn't ours.
+        abandon: Removes the controller as `Used.remove` does. Blocks.
 
     """
 
     node: str
     controller: str
     ours: bool
-    delete_fd: int
-
-    def abandon(self) -> None:
-        """Remove the controller that we have made, whatever still waits for it: that fails then. Blocks."""
-        if self.ours:
-            with contextlib.suppress(OSError):  # it was removed, by us or by somebody else
-                os.write(self.delete_fd, b"1")
+    abandon: Callable[[], None]
 
 
 @contextlib.contextmanager
@@ -82,20 +105,17 @@ def reach(wanted: NvmeTcp, on_error: type_on_error) -> Iterator[Reached]:
     # Until we're through, nobody may end us with a connection left behind.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        with _connection(wanted, on_error) as (controller, delete_fd, library):
-            node = _namespace(wanted, controller, library)
+        with _connection(wanted, on_error) as (used, library):
+            node = _namespace(wanted, used.name, library)
             with _vanishing(wanted, node):
-                yield Reached(node, controller, delete_fd >= 0, delete_fd)
+                yield Reached(node, used.name, used.delete_fd >= 0, used.remove)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
-def _connection(wanted: NvmeTcp, on_error: type_on_error) -> Iterator[tuple[str, int, Libnvme]]:
-    """Have a controller, found or made; what was made is undone.
-
-    Yields its name; its delete_controller, or -1 where it was found; and the library.
-    """
+def _connection(wanted: NvmeTcp, on_error: type_on_error) -> Iterator[tuple[Used, Libnvme]]:
+    """Have a controller, found or made, and the library; what was made is undone."""
     address = Address(transport="tcp", traddr=wanted.traddr, trsvcid=wanted.port)
     library = load()
     try:
@@ -108,23 +128,39 @@ def _connection(wanted: NvmeTcp, on_error: type_on_error) -> Iterator[tuple[str,
                         f"{controller.name}: is connected to {wanted.nqn} already, but {controller.state} now: wait "
                         f"until it is live, or `kpoll nvme disconnect --device {controller.name}`"
                     )
-                yield controller.name, -1, library
+                with _opened(controller.name, None) as found:
+                    yield found, library
                 return
         name = connect(fabrics, address, wanted.nqn, default_host(), TIMEOUTS[on_error])
     except ConnectError as error:
         raise KpollError(f"--nvme-tcp: {error}") from error
-    try:
-        delete_fd = os.open(sysfs.SYS / "class" / "nvme" / name / "delete_controller", os.O_WRONLY | os.O_CLOEXEC)
-    except OSError as error:
-        with contextlib.suppress(ConnectError):
-            disconnect(fabrics, name)
-        raise KpollError(f"{name}: was removed while it was connected: {os_reason(error)}") from error
-    try:
-        yield name, delete_fd, library
-    finally:
-        with contextlib.suppress(OSError):
-            os.write(delete_fd, b"1")
-        os.close(delete_fd)
+    with _opened(name, fabrics) as made:
+        yield made, library
+
+
+@contextlib.contextmanager
+def _opened(name: str, maker: Fabrics | None) -> Iterator[Used]:
+    """Have what it takes to use a controller, which we have made through `maker` if there is one. Raises KpollError."""
+    with contextlib.ExitStack() as stack:
+
+        def keep(path: Path, flags: int) -> int:
+            fd = os.open(path, flags | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            return fd
+
+        try:
+            folder = sysfs.SYS / "class" / "nvme" / name
+            delete_fd = -1 if maker is None else keep(folder / "delete_controller", os.O_WRONLY)
+            lock_fd = keep(Path("/dev") / name, os.O_RDONLY)
+            fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if maker is not None:
+                with contextlib.suppress(ConnectError):
+                    disconnect(maker, name)
+            raise KpollError(f"{name}: was removed while we came to use it: {os_reason(error)}: try again") from error
+        used = Used(name, lock_fd, delete_fd)
+        stack.callback(used.remove)
+        yield used
 
 
 def _namespace(wanted: NvmeTcp, controller: str, library: Libnvme) -> str:

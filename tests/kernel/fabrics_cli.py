@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import time
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -134,6 +134,26 @@ def vanished() -> str:
         DISK.enable(1, True)
 
 
+def shared() -> dict[str, Any]:
+    """Have who connected a controller leave before who found it, then each alone."""
+    wanted = parse_nvme_tcp(DISK.option)
+    seen: dict[str, Any] = {}
+    with ExitStack() as second:
+        with blk_fabrics.reach(wanted, "report") as first:
+            found = second.enter_context(blk_fabrics.reach(wanted, "report"))
+            first.abandon()
+            seen["ours"] = (first.ours, found.ours)
+        seen["in_use"] = controllers()
+        with open(found.node, "rb") as disk:  # noqa: PTH123 - a device
+            seen["read"] = len(disk.read(4096))
+    seen["left"] = controllers()
+    answered("nvme", "disconnect", "--nqn", DISK.nqn)
+    with blk_fabrics.reach(wanted, "report"):
+        pass
+    seen["alone"] = controllers()
+    return seen
+
+
 def main() -> None:
     """Do it all and print."""
     loopback_up()
@@ -164,6 +184,7 @@ def main() -> None:
     facts["no_disk"] = blk(f"{DISK.option}x")
     facts["no_permission"] = no_permission()
     facts["vanished"] = {"says": vanished(), "left": controllers()}
+    facts["shared"] = shared()
     facts["silence"] = silence()
     json.dump(facts, sys.stdout)
 

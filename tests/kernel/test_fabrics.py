@@ -95,6 +95,14 @@ def test_who_may_not_connect_is_told_what_that_takes(facts: Any) -> None:
     assert "CAP_SYS_ADMIN" in facts["no_permission"]
 
 
+def test_a_connection_that_another_kpoll_uses_stays_when_the_one_that_made_it_ends(facts: Any) -> None:
+    shared = facts["shared"]
+    assert (shared["ours"], shared["read"]) == ([True, False], 4096)
+    assert len(shared["in_use"]) == 1
+    assert shared["left"] == shared["in_use"]  # who found it leaves it
+    assert shared["alone"] == []
+
+
 def test_a_namespace_that_vanishes_before_it_is_opened_says_so(facts: Any) -> None:
     assert facts["vanished"]["says"] == (
         f"--nvme-tcp: {DISK.nqn}: went away while it was opened: is its target all right?"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kpoll.backend.blk_fabrics import Used
 from kpoll.backend.errors import UsageError
 from kpoll.backend.nvme_tcp import NvmeTcp, parse_nvme_tcp
 from kpoll.nvme.bounded import TooLateError, bounded
@@ -111,6 +113,28 @@ def test_what_it_takes_is_looked_at_before_anything_is_tried(tmp_path: Path) -> 
         check_ready(Libnvme(None), tmp_path / "nvme-fabrics", "loop")
     with pytest.raises(ConnectError, match=r"isn't there: load the kernel's driver with `modprobe nvme-tcp`$"):
         check_ready(Libnvme(None), tmp_path / "nvme-fabrics")
+
+
+def test_a_controller_is_removed_by_who_made_it_and_only_when_nobody_else_uses_it(tmp_path: Path) -> None:
+    node, delete = tmp_path / "nvme1", tmp_path / "delete_controller"
+    node.touch()
+    delete.touch()
+
+    def used() -> int:
+        fd = os.open(node, os.O_RDONLY)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        return fd
+
+    maker = Used("nvme1", used(), os.open(delete, os.O_WRONLY))
+    finder = Used("nvme1", used(), -1)
+    maker.remove()
+    finder.remove()
+    assert delete.read_bytes() == b""
+    os.close(finder.lock_fd)
+    maker.remove()
+    assert delete.read_bytes() == b"1"
+    os.close(maker.lock_fd)
+    os.close(maker.delete_fd)
 
 
 def test_what_is_done_in_time_returns_its_result_or_error() -> None:
