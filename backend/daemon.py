@@ -152,37 +152,39 @@ def _first(group: BaseExceptionGroup[KpollError]) -> KpollError:
 
 async def _main(config: DeviceConfig, opened: _Opened, log: FilteringBoundLogger) -> None:
     """Run the workers around everything that uses them, and stop them last."""
+    device = opened.service.device
+    ending = trio.Event()
+    patience = trio.CancelScope(shield=True)
+
+    async def lose_patience() -> None:
+        """If queues don't come to rest, have what they wait for fail. A front-end's session waits for them first."""
+        with patience:
+            await ending.wait()
+            await trio.sleep(_PATIENCE_S)
+            await trio.to_thread.run_sync(opened.service.abandon, abandon_on_cancel=True)
+
     async with trio.open_nursery() as nursery:
-        device = opened.service.device
         for worker in device.workers:
             await nursery.start(worker.run)
+        nursery.start_soon(lose_patience)
         try:
-            await _serve(config, opened, log)
+            await _serve(config, opened, ending, log)
         finally:
-            await _come_to_rest(opened.service)
+            ending.set()
+            try:
+                with trio.CancelScope(shield=True):
+                    await device.stop_all()
+            finally:
+                patience.cancel()
             for worker in device.workers:
                 worker.stop()
 
 
-async def _come_to_rest(service: Service) -> None:
-    """Stop all queues, if need be by having what they wait for fail."""
-
-    async def lose_patience() -> None:
-        await trio.sleep(_PATIENCE_S)
-        await trio.to_thread.run_sync(service.abandon, abandon_on_cancel=True)
-
-    with trio.CancelScope(shield=True):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(lose_patience)
-            await service.device.stop_all()
-            nursery.cancel_scope.cancel()
-
-
-async def _serve(config: DeviceConfig, opened: _Opened, log: FilteringBoundLogger) -> None:
-    """Serve front-ends, scrapes and signals, until told to stop or nobody can come any more."""
+async def _serve(config: DeviceConfig, opened: _Opened, ending: trio.Event, log: FilteringBoundLogger) -> None:
+    """Serve front-ends, scrapes and signals, until told to stop (`ending` is set then) or nobody can come any more."""
     async with trio.open_nursery() as nursery:
         signals = _hear_signals(config, opened.service, log)
-        nursery.start_soon(_heed_signals, signals, opened.service, nursery.cancel_scope, log)
+        nursery.start_soon(_heed_signals, signals, opened.service, ending, nursery.cancel_scope, log)
         nursery.start_soon(opened.service.watch)
         if opened.metrics:
             registry = CollectorRegistry(auto_describe=False)
@@ -219,11 +221,16 @@ def _hear_signals(config: DeviceConfig, service: Service, log: FilteringBoundLog
 
 
 async def _heed_signals(
-    signals: AsyncIterator[int], service: Service, serving: trio.CancelScope, log: FilteringBoundLogger
+    signals: AsyncIterator[int],
+    service: Service,
+    ending: trio.Event,
+    serving: trio.CancelScope,
+    log: FilteringBoundLogger,
 ) -> None:
     async for number in signals:
         log.info("signal", signal=signal.Signals(number).name)
         if number == signal.SIGHUP:
             await service.refresh()
         else:
+            ending.set()
             serving.cancel()
