@@ -189,6 +189,26 @@ static void what_the_guest_does_wrong_is_never_kept(void)
 	end();
 }
 
+/* As a disk of 4096-byte blocks refuses 512 bytes. */
+static void what_the_disk_refuses_as_invalid_is_never_kept(void)
+{
+	int ends[2];
+
+	for (enum blk_on_error policy = BLK_RETRY; policy <= BLK_STOP; policy++) {
+		start(policy, 0);
+		CHECK_EQ(pipe2(ends, O_CLOEXEC), 0);
+		CHECK_EQ(dup2(ends[1], dev->target.fd), dev->target.fd); /* fdatasync(2) of a pipe is EINVAL */
+		store_relaxed(&dev->target.cached_writes, false);
+		CHECK_EQ(client_ask(&c, lane, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_IOERR);
+		CHECK_EQ(dev->error, EINVAL);
+		CHECK_EQ(dev->stopped, 0);
+		CHECK_EQ(stats()->kept, 0);
+		close(ends[0]);
+		close(ends[1]);
+		end();
+	}
+}
+
 static void stopped_all_wait_until_resumed(void)
 {
 	unsigned got = 0;
@@ -345,6 +365,7 @@ int main(void)
 	RUN(between_two_tries_the_lane_sleeps);
 	RUN(a_request_that_can_be_served_meanwhile_is);
 	RUN(what_the_guest_does_wrong_is_never_kept);
+	RUN(what_the_disk_refuses_as_invalid_is_never_kept);
 	RUN(stopped_all_wait_until_resumed);
 	RUN(a_queue_that_stops_gives_back_what_waits_and_goes_on_from_there);
 	RUN(behind_an_answer_what_waits_fails_when_the_queue_stops);
