@@ -33,6 +33,7 @@ _NOW: Final = b"?"
 _HERE: Final = b"+"
 _NOT_HERE: Final = b"-"
 _FDS: Final = 2
+_ANSWER_S: Final = 5.0  # to open a disk may take long, or for ever, where its controller doesn't answer
 _WWID_MAX: Final = 4096
 
 
@@ -76,18 +77,27 @@ class Opener:
     def __init__(self, sock: socket.socket) -> None:
         """Speak with it by `sock`, which the caller closes."""
         self.sock = sock
+        self.sock.settimeout(_ANSWER_S)
+        self._asked = False
 
     def ask(self) -> tuple[int, int] | None:
-        """Ask for the namespace; blocks for as long as it takes to open it.
+        """Ask for the namespace; blocks until it is open, but not for ever. In one thread at a time.
 
         Returns a descriptor that is like the first one, and one that keeps others off (O_EXCL); the caller closes them.
-        None: it isn't there, or isn't what it was, or somebody else has it, or the process has ended.
+        None: it isn't there, or isn't what it was, or somebody else has it, or the process has ended; or it is still
+        at it: what it finds is returned by a later call.
         """
+        late = self._asked
         try:
-            self.sock.sendall(_NOW)
+            if not late:
+                self.sock.sendall(_NOW)
+            self._asked = True
             answer, fds, _, _ = socket.recv_fds(self.sock, 1, _FDS)
         except OSError:
             return None
+        self._asked = False
+        if late and answer == _NOT_HERE:
+            return self.ask()  # that was then
         if answer != _HERE or len(fds) != _FDS:
             for fd in fds:
                 os.close(fd)
@@ -118,8 +128,10 @@ def opener(fd: int) -> Iterator[Opener | None]:
     try:
         yield Opener(ours)
     finally:
+        with contextlib.suppress(OSError):
+            ours.shutdown(socket.SHUT_RDWR)  # a thread may still be asking
         ours.close()
-        os.waitpid(child, 0)
+        os.waitpid(child, os.WNOHANG)  # one that waits for its disk isn't waited for
 
 
 def _serve(sock: socket.socket, wanted: str, flags: int, block: int, size: int) -> NoReturn:

@@ -47,6 +47,7 @@ class ReturnWatch:
         self._uevents: socket.socket | None = None
         self._claim: int | None = None
         self._missing = False
+        self._looking = trio.Lock()
 
     def open(self) -> None:
         """Get what it takes while we still may; without it, SIGHUP makes us look."""
@@ -79,14 +80,20 @@ class ReturnWatch:
                 await self.look(tries=_TRIES if message.startswith(b"add@") else 1)
 
     async def look(self, tries: int = 1) -> None:
-        """If the disk is gone, try to have it back, so often."""
+        """If the disk is gone, try to have it back, so often; nothing if somebody is at it already."""
+        if self._looking.locked():
+            return
+        async with self._looking:
+            await self._look(tries)
+
+    async def _look(self, tries: int) -> None:
         if self._opener is None or not self._gone():
             return
         if not self._missing:
             self._missing = True
             self._log.error("disk_gone")
         for _ in range(tries):
-            found = await trio.to_thread.run_sync(self._opener.ask)
+            found = await trio.to_thread.run_sync(self._opener.ask, abandon_on_cancel=True)
             if found is not None:
                 await self._take(*found)
                 return

@@ -73,8 +73,8 @@ def open_blk(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[Service]:
 
         async def refresh() -> None:
             await returned.look()
-            await resize.check()
             errors.resume()
+            await resize.check()
 
         def ready() -> None:
             resize.open()

@@ -227,10 +227,11 @@ async def _heed_signals(
     serving: trio.CancelScope,
     log: FilteringBoundLogger,
 ) -> None:
-    async for number in signals:
-        log.info("signal", signal=signal.Signals(number).name)
-        if number == signal.SIGHUP:
-            await service.refresh()
-        else:
-            ending.set()
-            serving.cancel()
+    async with trio.open_nursery() as nursery:
+        async for number in signals:
+            log.info("signal", signal=signal.Signals(number).name)
+            if number == signal.SIGHUP:
+                nursery.start_soon(service.refresh)  # which may take its time: SIGTERM isn't to wait for it
+            else:
+                ending.set()
+                serving.cancel()

@@ -114,7 +114,7 @@ class Service:
         collector: Reads its metrics.
         ready: Called once all else that can fail has been opened, before the sandbox closes.
         watch: Runs as long as front-ends are served.
-        refresh: Called on SIGHUP.
+        refresh: Called on SIGHUP, perhaps while the last call hasn't returned.
         abandon: Called in a thread when the device doesn't come to rest at the end: let go of what it waits for.
         kept: What the sandbox leaves.
 

@@ -89,3 +89,9 @@ def test_five_seconds_after_the_signal_the_disk_is_given_up_also_while_a_front_e
     service, ended = run(monkeypatch, signal.SIGTERM)
     assert service.gave_up == pytest.approx(6)
     assert ended == pytest.approx(5)
+
+
+def test_it_ends_also_while_sighup_is_being_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    service, ended = run(monkeypatch, signal.SIGHUP, signal.SIGTERM)
+    assert service.refreshing.is_set()
+    assert ended == pytest.approx(5)
