@@ -89,11 +89,13 @@ class ErrorWatch:
                 continue
             if reported == self._before[0]:
                 ended = now
-                break
-            if now - failed >= CALM_S:
+            elif now - failed >= CALM_S:
                 ended = failed
+            else:
+                continue
+            if lib.blk_dev_calm(self._dev) and self._kept() == 0:
                 break
-        self._dev.told = 0
+            self._dev.told = _TOLD  # it has failed again since we looked
         self._log.info(
             "disk_errors_over",
             seconds=round(ended - began, 3),

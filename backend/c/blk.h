@@ -61,6 +61,11 @@ struct blk_dev *blk_dev_create(void);
 void blk_dev_destroy(struct blk_dev *dev);
 /* blk_dev_resume() - Have all that waits tried again now; each worker has to be woken after it (worker_wake()) */
 void blk_dev_resume(struct blk_dev *dev);
+/*
+ * blk_dev_calm() - Have the next failure told: all was well at the last look
+ * Return: false: the disk is stopped all the same; that may have been told a moment ago, and the telling is lost
+ */
+bool blk_dev_calm(struct blk_dev *dev);
 /* blk_dev_reopened() - target.fd is another open file now: an engine that holds on to the old one takes the new one when its lane is joined anew */
 void blk_dev_reopened(struct blk_dev *dev);
 

@@ -146,8 +146,10 @@ bool blk_keep(struct blk_kept *k, struct blk_req *req, uint64_t now)
 		tell(dev, error);
 		return false;
 	}
-	if (dev->on_error == BLK_STOP && !exchange_relaxed(&dev->stopped, 1))
+	if (dev->on_error == BLK_STOP && !exchange_relaxed(&dev->stopped, 1)) {
+		mb_full();                    /* pairs with blk_dev_calm() */
 		store_relaxed(&dev->told, 0); /* stopped anew, which is told anew */
+	}
 	tell(dev, error);
 	count_add(&req->queue->stats.failures[req->op], 1);
 	if (req == k->probe) {
@@ -290,6 +292,13 @@ int64_t blk_kept_timeout_ns(const struct blk_kept *k)
 void blk_dev_reopened(struct blk_dev *dev)
 {
 	store_release(&dev->opened, dev->opened + 1); /* pairs with the acquire in blk.c, join() */
+}
+
+bool blk_dev_calm(struct blk_dev *dev)
+{
+	store_relaxed(&dev->told, 0);
+	mb_full(); /* pairs with blk_keep(): either we find the disk stopped, or its telling comes after our 0 */
+	return !load_relaxed(&dev->stopped);
 }
 
 void blk_dev_resume(struct blk_dev *dev)

@@ -227,6 +227,7 @@ static void stopped_all_wait_until_resumed(void)
 	CHECK_EQ(stats()->kept, 2);
 	CHECK_EQ(sleeps(), -1); /* nothing happens by itself */
 	CHECK_EQ(virtq_more(&blk_queue_base(c.queue)->vq), false);
+	CHECK_EQ(blk_dev_calm(dev), false); /* nothing is calm */
 
 	blk_dev_resume(dev); /* too early: what comes after the failure waits again */
 	until_failures(2);
@@ -245,6 +246,8 @@ static void stopped_all_wait_until_resumed(void)
 	CHECK_EQ(*client_status(&c, 1), VIRTIO_BLK_S_OK);
 	CHECK_EQ(stats()->requests[BLK_READ], 2);
 	CHECK_EQ(dev->stopped, 0);
+	CHECK_EQ(blk_dev_calm(dev), true);
+	CHECK_EQ(dev->told, 0);
 	end();
 }
 
