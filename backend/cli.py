@@ -228,7 +228,7 @@ def _common_options(command: type_command) -> type_command:
     default="report",
     show_default=True,
     help="What becomes of requests that the disk fails: the guest is told; they are tried again until they succeed; "
-    "they and all after them wait for SIGHUP.",
+    "they and all after them wait for SIGHUP. After kill -9 a guest that reconnects may lose what waits (see README).",
 )
 @_common_options
 def blk(**options: Any) -> None:
