@@ -227,8 +227,9 @@ def _common_options(command: type_command) -> type_command:
     type=click.Choice(["report", "retry", "stop"]),
     default="report",
     show_default=True,
-    help="What becomes of requests that the disk fails: the guest is told; they are tried again until they succeed; "
-    "they and all after them wait for SIGHUP. After kill -9 a guest that reconnects may lose what waits (see README).",
+    help="What becomes of requests that the disk fails. report: the guest is told; retry: tried again until they "
+    "succeed; stop: they and all after them wait for SIGHUP. After kill -9 a guest that reconnects may lose what waits "
+    "(see README).",
 )
 @_common_options
 def blk(**options: Any) -> None:

@@ -12,8 +12,10 @@ import socket
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 
+from kpoll.backend.cli import blk
 from tests.cli.harness import KPOLL, Daemon, refused, run
 
 KEEP_FILE_PERMISSIONS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
@@ -247,6 +249,13 @@ def test_print_capabilities_ignores_everything_else() -> None:
     done = run("blk", "--no-such-option", "--fd", "x", "--print-capabilities", "--blk-file", "/nowhere")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == '{"type": "block", "features": ["read-only", "blk-file"]}\n'
+
+
+def test_help_says_what_each_value_of_on_error_means() -> None:
+    [option] = [each for each in blk.params if each.name == "on_error"]
+    assert isinstance(option, click.Option)
+    assert isinstance(option.type, click.Choice)
+    assert all(f"{value}: " in str(option.help) for value in option.type.choices)
 
 
 def test_help_lists_every_option_of_the_contract() -> None:
