@@ -87,7 +87,7 @@ static void finish(struct blk_req *req, uint8_t status, uint64_t len)
 	store_relaxed(&q->base.in_flight, q->base.in_flight - 1);
 }
 
-void blk_finish(struct blk_req *req, uint8_t status, uint64_t now)
+static inline void count_answer(struct blk_req *req, uint64_t now)
 {
 	struct blk_stats *stats = &req->queue->stats;
 	uint64_t ns = now - req->start_ns;
@@ -95,13 +95,24 @@ void blk_finish(struct blk_req *req, uint8_t status, uint64_t now)
 	count_add(&stats->requests[req->op], 1);
 	count_add(&stats->latency[req->op][bucket(ns)], 1);
 	count_add(&stats->latency_sum_ns[req->op], ns);
+}
+
+void blk_finish(struct blk_req *req, uint8_t status, uint64_t now)
+{
+	count_answer(req, now);
 	if (likely(status == VIRTIO_BLK_S_OK)) {
 		if (req->op <= BLK_WRITE)
-			count_add(&stats->bytes[req->op], req->io.len);
-		finish(req, status, req->op == BLK_READ || req->op == BLK_GET_ID ? req->chain.in_len : 1);
+			count_add(&req->queue->stats.bytes[req->op], req->io.len);
+		finish(req, status, req->op == BLK_READ ? req->chain.in_len : 1);
 	} else {
 		finish(req, status, 1);
 	}
+}
+
+void blk_finish_bytes(struct blk_req *req, uint32_t len)
+{
+	count_answer(req, now_ns());
+	finish(req, VIRTIO_BLK_S_OK, len + 1u);
 }
 
 void blk_reject(struct blk_req *req, uint8_t status, enum blk_metric_error kind)

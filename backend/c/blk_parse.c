@@ -114,6 +114,8 @@ static int parse_ranges(struct blk_req *req, struct iovec *data, uint64_t len, b
 /* Answer with @left bytes, or what of them the driver has room for. */
 static int answer_bytes(struct blk_req *req, const struct iovec *data, unsigned count, const uint8_t *from, size_t left)
 {
+	const uint8_t *begin = from;
+
 	for (unsigned i = 0; i < count && left > 0; i++) {
 		size_t n = data[i].iov_len < left ? data[i].iov_len : left;
 
@@ -121,7 +123,7 @@ static int answer_bytes(struct blk_req *req, const struct iovec *data, unsigned 
 		from += n;
 		left -= n;
 	}
-	return blk_finish(req, VIRTIO_BLK_S_OK, now_ns()), 0;
+	return blk_finish_bytes(req, (uint32_t)(from - begin)), 0;
 }
 
 static int answer_get_lifetime(struct blk_req *req, const struct iovec *data, unsigned count)
@@ -130,6 +132,8 @@ static int answer_get_lifetime(struct blk_req *req, const struct iovec *data, un
 
 	if (lifetime == 0)
 		return blk_reject(req, VIRTIO_BLK_S_UNSUPP, BLK_E_UNSUPPORTED), 0;
+	if (req->chain.in_len - 1 < BLK_LIFETIME_LEN)
+		return blk_reject(req, VIRTIO_BLK_S_IOERR, BLK_E_RANGE), 0;
 	return answer_bytes(req, data, count, (const uint8_t *)&lifetime, BLK_LIFETIME_LEN);
 }
 

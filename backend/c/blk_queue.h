@@ -66,6 +66,9 @@ bool blk_next_range(struct blk_req *req);
 /* blk_finish() - Write the status byte, count, push the chain, free the request. @status: VIRTIO_BLK_S_* */
 void blk_finish(struct blk_req *req, uint8_t status, uint64_t now);
 
+/* blk_finish_bytes() - As blk_finish() with VIRTIO_BLK_S_OK, for @len bytes that were written without any I/O */
+void blk_finish_bytes(struct blk_req *req, uint32_t len);
+
 /* blk_reject() - As blk_finish() for a request that was refused before any I/O */
 void blk_reject(struct blk_req *req, uint8_t status, enum blk_metric_error kind);
 

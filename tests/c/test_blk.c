@@ -174,25 +174,37 @@ static void an_unknown_request_is_unsupported(void)
 
 static void get_id_gives_the_serial(void)
 {
+	uint32_t len;
+
 	start("null", 0);
 	memset(c.memory + DATA_AT, 1, 32);
-	CHECK_EQ(client_ask(&c, lane, VIRTIO_BLK_T_GET_ID, 0, BLK_SERIAL_LEN), VIRTIO_BLK_S_OK);
+	client_add(&c, 0, VIRTIO_BLK_T_GET_ID, 0, 0, BLK_SERIAL_LEN);
+	CHECK_EQ(client_await(&c, lane, &len), VIRTIO_BLK_S_OK);
+	CHECK_EQ(len, BLK_SERIAL_LEN + 1);
 	CHECK(memcmp(c.memory + DATA_AT, "serial-of-the-disk\0\0\1", 21) == 0);
 	stop();
 }
 
 static void get_lifetime_gives_what_is_known_and_no_more(void)
 {
+	uint32_t len;
+
 	start("null", 0);
 	memset(c.memory + DATA_AT, 7, 32);
 	CHECK_EQ(client_ask(&c, lane, T_GET_LIFETIME, 0, 6), VIRTIO_BLK_S_UNSUPP);
 	CHECK_EQ(c.memory[DATA_AT], 7);
 	memcpy(&dev->lifetime, "\1\0\2\0\3\0\0\0", 8);
-	CHECK_EQ(client_ask(&c, lane, T_GET_LIFETIME, 0, 32), VIRTIO_BLK_S_OK);
-	CHECK(memcmp(c.memory + DATA_AT, "\1\0\2\0\3\0\7\7", 8) == 0);
+	for (uint32_t room = 6; room <= 32; room += 26) {
+		memset(c.memory + DATA_AT, 7, 32);
+		client_add(&c, 0, T_GET_LIFETIME, 0, 0, room);
+		CHECK_EQ(client_await(&c, lane, &len), VIRTIO_BLK_S_OK);
+		CHECK_EQ(len, 6 + 1); /* and the status byte */
+		CHECK(memcmp(c.memory + DATA_AT, "\1\0\2\0\3\0\7\7", 8) == 0);
+	}
 	memset(c.memory + DATA_AT, 7, 32);
-	CHECK_EQ(client_ask(&c, lane, T_GET_LIFETIME, 0, 3), VIRTIO_BLK_S_OK); /* what there is room for */
-	CHECK(memcmp(c.memory + DATA_AT, "\1\0\2\7", 4) == 0);
+	CHECK_EQ(client_ask(&c, lane, T_GET_LIFETIME, 0, 5), VIRTIO_BLK_S_IOERR); /* there is no room for it */
+	CHECK_EQ(c.memory[DATA_AT], 7);
+	CHECK_EQ(blk_queue_stats(c.queue)->errors[BLK_OTHER][BLK_E_RANGE], 1);
 	stop();
 }
 
