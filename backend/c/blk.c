@@ -121,13 +121,18 @@ void blk_reject(struct blk_req *req, uint8_t status, enum blk_metric_error kind)
 	blk_finish(req, status, now_ns());
 }
 
-void blk_unpop(struct blk_req *req)
+void blk_forget(struct blk_req *req)
 {
 	struct blk_queue *q = req->queue;
 
-	virtq_unpop(&q->base.vq, &req->chain);
 	put_req(req);
 	store_relaxed(&q->base.in_flight, q->base.in_flight - 1);
+}
+
+void blk_unpop(struct blk_req *req)
+{
+	virtq_unpop(&req->queue->base.vq, &req->chain);
+	blk_forget(req);
 }
 
 /* A request failed: it is kept, to be tried again, or answered. */
@@ -213,15 +218,16 @@ static unsigned pop_batch(struct blk_lane *lane, struct blk_queue *q, unsigned m
 
 			batch[i]->start_ns = now;
 			batch[i]->number = ++q->popped;
-			ready = blk_parse(q, batch[i]);
-			if (unlikely(stopped) && ready > 0) {
+			if (unlikely(stopped)) {
 				blk_keep_back(&lane->kept, batch[i]);
-			} else if (likely(ready > 0)) {
+				continue;
+			}
+			ready = blk_parse(q, batch[i]);
+			if (likely(ready > 0)) {
 				io_queue(lane->io, &batch[i]->io);
 			} else if (ready < 0) {
 				/* No status byte to write: this one is never answered, only forgotten. */
-				put_req(batch[i]);
-				store_relaxed(&q->base.in_flight, q->base.in_flight - 1);
+				blk_forget(batch[i]);
 				rc = ready;
 			}
 		}
@@ -253,7 +259,7 @@ static unsigned poll_lane(struct lane *base)
 		work += n;
 	}
 	if (unlikely(lane->kept.count > 0))
-		work += blk_kept_turn(&lane->kept, lane->io, base);
+		work += blk_kept_turn(&lane->kept, lane->io);
 	if (lane->io->in_flight > 0) {
 		io_submit_all(lane->io);
 		work += reap(lane);
@@ -328,7 +334,7 @@ int blk_lane_create(struct blk_lane **out, struct blk_dev *dev, const char *engi
 	if (!lane)
 		return -ENOMEM;
 	lane_init(&lane->base, &lane_ops);
-	blk_kept_init(&lane->kept, dev);
+	blk_kept_init(&lane->kept, dev, &lane->base);
 	rc = io_engine_create(&lane->io, engine, &dev->target, depth);
 	if (rc < 0) {
 		free(lane);

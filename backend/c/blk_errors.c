@@ -9,8 +9,8 @@
  *		pause doubles, up to RETRY_MAX_NS, and the next one is tried then; when it succeeds all are. So a disk that
  *		is gone costs one request a second, however many wait, and one bad request doesn't hold the others up.
  * stop		As QEMU's rerror=stop, werror=stop: whatever failed is kept, unless the request is to blame (EINVAL), and all
- *		that comes after it waits as well, until blk_dev_resume(). The queues are still popped: an avail index that
- *		nobody follows would look like work for ever, and the wait set would spin on it.
+ *		that comes after it waits as well, unparsed, until blk_dev_resume(). The queues are still popped: an avail
+ *		index that nobody follows would look like work for ever, and the wait set would spin on it.
  *
  * A request is at every moment in exactly one place: the engine's, in our list, or answered. Its iovecs and ranges are as
  * blk_parse() made them (io.h), so trying again is queueing again, from its first byte; a read, write, flush, discard or
@@ -47,9 +47,9 @@
 #define RETRY_MIN_NS 10000000u
 #define RETRY_MAX_NS 1000000000u
 
-void blk_kept_init(struct blk_kept *k, struct blk_dev *dev)
+void blk_kept_init(struct blk_kept *k, struct blk_dev *dev, struct lane *lane)
 {
-	*k = (struct blk_kept){ .dev = dev, .pause_ns = RETRY_MIN_NS };
+	*k = (struct blk_kept){ .dev = dev, .lane = lane, .pause_ns = RETRY_MIN_NS };
 }
 
 /* A disk that was deleted under us has no bytes any more (del_gendisk()), and what it then says depends on what is asked. */
@@ -166,8 +166,39 @@ bool blk_keep(struct blk_kept *k, struct blk_req *req, uint64_t now)
 
 void blk_keep_back(struct blk_kept *k, struct blk_req *req)
 {
+	req->unparsed = true;
 	set_kept(k, req);
 	wait_last(k, req);
+}
+
+/* It is over when the last one is answered; the log says that it is. */
+static void forget(struct blk_kept *k, struct blk_req *req)
+{
+	req->kept = req->unparsed = false;
+	count_add(&req->queue->stats.kept, -1);
+	if (--k->count == 0)
+		signal_fd(k->dev->event_fd);
+}
+
+/*
+ * What was kept back has its turn now, as if it had just been popped: had it been answered before those that wait before it,
+ * they could not be unpopped any more. Return: is there I/O to be done? If not, it is answered, or its queue broken
+ */
+static bool parsed(struct blk_kept *k, struct blk_req *req)
+{
+	struct blk_queue *q = req->queue;
+	int ready;
+
+	if (!req->unparsed)
+		return true;
+	forget(k, req);
+	ready = blk_parse(q, req);
+	if (ready < 0) {
+		blk_forget(req);
+		if (q->base.state == QUEUE_RUNNING) /* who stops it learns of the fault without that */
+			lane_fail(k->lane, &q->base, VIRTQ_FAULT_NONE);
+	}
+	return ready > 0;
 }
 
 /* All that wait go to the engine, in their order. Return: how many */
@@ -175,18 +206,23 @@ static unsigned try_all(struct blk_kept *k, struct io_engine *io)
 {
 	unsigned n = 0;
 
-	for (; k->first; n++)
-		io_queue(io, &wait_over(k)->io);
+	for (; k->first; n++) {
+		struct blk_req *req = wait_over(k);
+
+		if (parsed(k, req))
+			io_queue(io, &req->io);
+	}
 	return n;
 }
 
-/* It is over when the last one is answered; the log says that it is. */
-static void forget(struct blk_kept *k, struct blk_req *req)
+/* It can't be given back, nor wait any longer. */
+static void give_up(struct blk_kept *k, struct blk_req *req)
 {
-	req->kept = false;
-	count_add(&req->queue->stats.kept, -1);
-	if (--k->count == 0)
-		signal_fd(k->dev->event_fd);
+	if (!parsed(k, req))
+		return;
+	if (req->kept)
+		forget(k, req);
+	blk_reject(req, VIRTIO_BLK_S_IOERR, BLK_E_IO);
 }
 
 void blk_kept_done(struct blk_kept *k, struct blk_req *req, bool ok, struct io_engine *io)
@@ -235,26 +271,26 @@ static void let_go(struct blk_kept *k, struct blk_queue *q)
 	while (others) {
 		req = others;
 		others = req->free_next;
-		forget(k, req);
-		blk_reject(req, VIRTIO_BLK_S_IOERR, BLK_E_IO);
+		give_up(k, req);
 	}
 	for (uint32_t i = 0, given_back = 0; n > 0 && i < q->reqs_used; i++) {
 		req = q->reqs[i].popped_last;
 		if (!req)
 			continue;
 		n--;
-		forget(k, req);
 		if (i == given_back) {
 			given_back++;
+			forget(k, req);
 			blk_unpop(req);
 		} else {
-			blk_reject(req, VIRTIO_BLK_S_IOERR, BLK_E_IO);
+			give_up(k, req);
 		}
 	}
 }
 
-unsigned blk_kept_turn(struct blk_kept *k, struct io_engine *io, struct lane *lane)
+unsigned blk_kept_turn(struct blk_kept *k, struct io_engine *io)
 {
+	struct lane *lane = k->lane;
 	uint32_t resumes = load_acquire(&k->dev->resumes); /* pairs with the release in blk_dev_resume() */
 	unsigned n = 0;
 

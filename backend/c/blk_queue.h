@@ -33,6 +33,7 @@ struct blk_req {
 	struct blk_req *popped_last; /* blk_errors.c's, of another request */
 	uint32_t number;             /* the queue's `popped` when it was */
 	bool kept;                   /* failed once, and wasn't answered (blk_errors.h) */
+	bool unparsed;               /* kept back as it was popped; blk_parse() comes later */
 	uint8_t op;                  /* enum blk_metric_op */
 	uint8_t range, ranges;       /* the current one and how many, when the overlay below holds them */
 	union {
@@ -71,6 +72,9 @@ void blk_finish_bytes(struct blk_req *req, uint32_t len);
 
 /* blk_reject() - As blk_finish() for a request that was refused before any I/O */
 void blk_reject(struct blk_req *req, uint8_t status, enum blk_metric_error kind);
+
+/* blk_forget() - Free a request that blk_parse() could not make anything of: it is never answered, its queue is broken */
+void blk_forget(struct blk_req *req);
 
 /* blk_unpop() - Free a request unanswered: its chain is the next to be popped. See virtq_unpop() for which ones */
 void blk_unpop(struct blk_req *req);

@@ -345,6 +345,111 @@ static void behind_an_answer_what_waits_fails_when_the_queue_stops(void)
 	end();
 }
 
+static void stop_the_disk(uint64_t features)
+{
+	start(BLK_STOP, features);
+	disk_fails();
+	read_4k(0, BAD);
+	driver_publish(c.driver);
+	until_failures(1);
+}
+
+static void come_meanwhile(void)
+{
+	driver_publish(c.driver);
+	while (blk_lane_poll(lane) > 0)
+		;
+	CHECK_EQ(answered(), 0);
+	CHECK_EQ(stats()->kept, 2);
+}
+
+/* Had it been answered the failed one before it could not be given back. */
+static void what_takes_no_disk_waits_for_its_turn_too(void)
+{
+	static const uint64_t rings[] = { 0, 1ull << VIRTIO_F_RING_PACKED };
+
+	for (unsigned r = 0; r < 2; r++) {
+		unsigned got = 0;
+		uint32_t base;
+
+		stop_the_disk(rings[r]);
+		client_add(&c, 1, VIRTIO_BLK_T_GET_ID, 0, 4096, BLK_SERIAL_LEN);
+		come_meanwhile();
+		base = stop_queue();
+		CHECK_EQ(answered(), 0);
+		CHECK_EQ(stats()->kept, 0);
+		disk_works();
+		blk_dev_resume(dev);
+		start_queue(base);
+		while (got < 2) {
+			blk_lane_poll(lane);
+			got += answered();
+		}
+		CHECK_EQ(*client_status(&c, 0), VIRTIO_BLK_S_OK);
+		CHECK_EQ(*client_status(&c, 1), VIRTIO_BLK_S_OK);
+		end();
+	}
+}
+
+static void what_was_kept_back_is_answered_when_resumed(void)
+{
+	unsigned got = 0;
+
+	stop_the_disk(0);
+	client_add(&c, 1, VIRTIO_BLK_T_GET_ID, 0, 4096, BLK_SERIAL_LEN);
+	come_meanwhile();
+	disk_works();
+	blk_dev_resume(dev);
+	while (got < 2) {
+		blk_lane_poll(lane);
+		got += answered();
+	}
+	CHECK_EQ(*client_status(&c, 1), VIRTIO_BLK_S_OK);
+	CHECK(memcmp(c.memory + DATA_AT + 4096, "serial-of-the-disk", 18) == 0);
+	CHECK_EQ(stats()->kept, 0);
+	CHECK_EQ(queue_in_flight(blk_queue_base(c.queue)), 0);
+	end();
+}
+
+static void what_was_kept_back_and_can_not_be_given_back_is_answered(void)
+{
+	stop_the_disk(0);
+	client_add(&c, 1, 77, 0, 4096, 512);
+	come_meanwhile();
+	store_relaxed(&dev->stopped, 0); /* as seen by a lane that hasn't heard of the resume yet */
+	read_4k(2, 0);
+	driver_publish(c.driver);
+	while (answered() == 0)
+		blk_lane_poll(lane);
+	stop_queue();
+	CHECK_EQ(answered(), 2);
+	CHECK_EQ(*client_status(&c, 0), VIRTIO_BLK_S_IOERR);
+	CHECK_EQ(*client_status(&c, 1), VIRTIO_BLK_S_UNSUPP);
+	CHECK_EQ(*client_status(&c, 2), VIRTIO_BLK_S_OK);
+	CHECK_EQ(stats()->kept, 0);
+	end();
+}
+
+static void what_was_kept_back_and_is_no_request_breaks_its_queue(void)
+{
+	struct driver_buf header = { HEADER_AT + 64, sizeof(struct virtio_blk_outhdr) };
+
+	struct queue *q;
+
+	stop_the_disk(0);
+	q = blk_queue_base(c.queue);
+	CHECK_EQ(driver_add(c.driver, &header, 1, 0, 1), 0); /* no room for a status */
+	come_meanwhile();
+	disk_works();
+	blk_dev_resume(dev);
+	while (queue_in_flight(q) > 0)
+		blk_lane_poll(lane);
+	CHECK_EQ(stats()->kept, 0);
+	CHECK_EQ(queue_state(q), QUEUE_BROKEN);
+	CHECK_EQ(q->vq.fault, VIRTQ_FAULT_REQUEST);
+	end();
+}
+
 static void a_queue_that_breaks_keeps_nothing(void)
 {
 	start(BLK_STOP, 0);
@@ -372,6 +477,10 @@ int main(void)
 	RUN(stopped_all_wait_until_resumed);
 	RUN(a_queue_that_stops_gives_back_what_waits_and_goes_on_from_there);
 	RUN(behind_an_answer_what_waits_fails_when_the_queue_stops);
+	RUN(what_takes_no_disk_waits_for_its_turn_too);
+	RUN(what_was_kept_back_is_answered_when_resumed);
+	RUN(what_was_kept_back_and_can_not_be_given_back_is_answered);
+	RUN(what_was_kept_back_and_is_no_request_breaks_its_queue);
 	RUN(a_queue_that_breaks_keeps_nothing);
 	unlink(path);
 	return 0;
