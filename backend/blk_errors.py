@@ -73,6 +73,11 @@ class ErrorWatch:
         for worker in self._device.workers:
             worker.wake()
 
+    def disk_returned(self) -> None:
+        """Don't let it wait for the next try; but under `stop` it is the operator who says that all is well."""
+        if self._policy == "retry":
+            self.resume()
+
     async def _episode(self) -> None:
         """From the first failure until all is well again."""
         began = trio.current_time()

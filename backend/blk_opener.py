@@ -4,8 +4,7 @@ A descriptor of a deleted disk stays dead for ever, whatever appears in its plac
 sandbox closes that keeps the right to open one disk: it has no capabilities, starts no programs, makes no sockets, and
 takes no words from us, just a byte for "now". It looks for the namespace with the same identity (sysfs's `wwid`, in
 which the kernel puts its UUID, NGUID or EUI-64, else vendor, serial number, model and NSID), sees that its blocks are
-as large and that it isn't smaller, and hands descriptors of it over. Who hijacks the daemon gains nothing: it had that
-disk before.
+as large, and hands descriptors of it over. Who hijacks the daemon gains nothing: it had that disk before.
 """
 
 from __future__ import annotations
@@ -66,7 +65,8 @@ def _block_bytes(fd: int) -> int:
     return int(size)
 
 
-def _bytes(fd: int) -> int:
+def device_bytes(fd: int) -> int:
+    """Return the size of a block device. Raises OSError."""
     (size,) = struct.unpack("=Q", fcntl.ioctl(fd, _BLKGETSIZE64, b"\0" * 8))
     return int(size)
 
@@ -119,11 +119,11 @@ def opener(fd: int) -> Iterator[Opener | None]:
         yield None
         return
     flags = fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_DIRECT | os.O_NOATIME)
-    block, size = _block_bytes(fd), _bytes(fd)
+    block = _block_bytes(fd)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     child = os.fork()
     if child == 0:
-        _serve(theirs, wanted, flags, block, size)
+        _serve(theirs, wanted, flags, block)
     theirs.close()
     try:
         yield Opener(ours)
@@ -134,7 +134,7 @@ def opener(fd: int) -> Iterator[Opener | None]:
         os.waitpid(child, os.WNOHANG)  # one that waits for its disk isn't waited for
 
 
-def _serve(sock: socket.socket, wanted: str, flags: int, block: int, size: int) -> NoReturn:
+def _serve(sock: socket.socket, wanted: str, flags: int, block: int) -> NoReturn:
     """Be that process, until the other end is closed. Nothing of the daemon runs here any more, not even at the end."""
     try:
         keep = sock.fileno()
@@ -147,7 +147,7 @@ def _serve(sock: socket.socket, wanted: str, flags: int, block: int, size: int) 
             drop_capabilities()
             deny_syscalls()
         while sock.recv(1) == _NOW:
-            fds = _open(wanted, flags, block, size)
+            fds = _open(wanted, flags, block)
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             sock.sendmsg([_HERE if fds else _NOT_HERE], ancillary)
             for fd in fds:
@@ -156,7 +156,7 @@ def _serve(sock: socket.socket, wanted: str, flags: int, block: int, size: int) 
         os._exit(0)
 
 
-def _open(wanted: str, flags: int, block: int, size: int) -> list[int]:
+def _open(wanted: str, flags: int, block: int) -> list[int]:
     """Open the namespace; returns a descriptor of the old kind and an exclusive one, or nothing."""
     for folder in sorted(Path("/sys/block").glob("nvme*")):
         if _wwid(folder) != wanted:
@@ -166,7 +166,7 @@ def _open(wanted: str, flags: int, block: int, size: int) -> list[int]:
             node = f"/dev/{folder.name}"
             fds.append(os.open(node, flags | os.O_CLOEXEC))
             fds.append(os.open(node, os.O_RDONLY | os.O_CLOEXEC | (os.O_EXCL if flags & os.O_ACCMODE else 0)))
-            if _block_bytes(fds[0]) == block and _bytes(fds[0]) >= size:
+            if _block_bytes(fds[0]) == block:
                 return fds
         except OSError:
             pass

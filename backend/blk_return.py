@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from .blk_opener import is_gone
+from .blk_opener import device_bytes, is_gone
+from .config import SECTOR
 from .resize import open_uevents
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from structlog.typing import FilteringBoundLogger
 
@@ -36,7 +37,11 @@ class ReturnWatch:
     """
 
     def __init__(
-        self, device: BlkDevice, opener: Opener | None, returned: Callable[[], None], log: FilteringBoundLogger
+        self,
+        device: BlkDevice,
+        opener: Opener | None,
+        returned: Callable[[], Awaitable[None]],
+        log: FilteringBoundLogger,
     ) -> None:
         """Watch the disk behind `device`, which `opener` can open again; `returned` is called when it has been."""
         self._device = device
@@ -47,6 +52,7 @@ class ReturnWatch:
         self._uevents: socket.socket | None = None
         self._claim: int | None = None
         self._missing = False
+        self._refused = -1  # bytes, of one that was too small: told once
         self._looking = trio.Lock()
 
     def open(self) -> None:
@@ -94,8 +100,7 @@ class ReturnWatch:
             self._log.error("disk_gone")
         for _ in range(tries):
             found = await trio.to_thread.run_sync(self._opener.ask, abandon_on_cancel=True)
-            if found is not None:
-                await self._take(*found)
+            if found is not None and await self._take(*found):
                 return
             if tries > 1:
                 await trio.sleep(_TRY_S)
@@ -104,13 +109,40 @@ class ReturnWatch:
         status = os.fstat(self._disk.fd)
         return stat.S_ISBLK(status.st_mode) and is_gone(status.st_rdev)
 
-    async def _take(self, fd: int, claim: int) -> None:
+    async def _take(self, fd: int, claim: int) -> bool:
+        """Put a disk in the old one's place; returns whether it is there."""
+        if not self._is_large_enough(fd):
+            os.close(fd)
+            os.close(claim)
+            return False
         os.dup2(fd, self._disk.fd, inheritable=False)
         os.close(fd)
         if self._claim is not None:
             os.close(self._claim)
         self._claim = claim
         self._missing = False
-        await self._device.reopened()
+        try:
+            await self._device.reopened()
+        except OSError as error:
+            self._log.error("disk_return_failed", error=str(error))
+            return True
         self._log.info("disk_returned", namespace=os.path.basename(os.readlink(f"/proc/self/fd/{claim}")))  # noqa: PTH115, PTH119
-        self._returned()
+        await self._returned()
+        return True
+
+    def _is_large_enough(self, fd: int) -> bool:
+        """Whether it has all that the guest knows of."""
+        try:
+            size = device_bytes(fd)
+        except OSError:
+            size = 0
+        if size == 0:  # it has gone again
+            return False
+        if size >= self._disk.capacity * SECTOR:
+            self._refused = -1
+            return True
+        if size != self._refused:
+            self._refused = size
+            error = f"has {size // SECTOR} sectors now, and the guest knows of {self._disk.capacity}"
+            self._log.error("disk_return_failed", error=f"{error}: make it as large again")
+        return False

@@ -57,8 +57,12 @@ def open_blk(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[Service]:
         stack.callback(resize.close)
         errors = ErrorWatch(device, config.on_error, log)
         stack.callback(errors.close)
-        # Under `stop` it is the operator who says that all is well.
-        returned = ReturnWatch(device, again, errors.resume if config.on_error == "retry" else nothing, log)
+
+        async def came_back() -> None:
+            await resize.check()
+            errors.disk_returned()
+
+        returned = ReturnWatch(device, again, came_back, log)
         stack.callback(returned.close)
 
         async def watch() -> None:

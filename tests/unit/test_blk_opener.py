@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ import structlog
 import trio
 from structlog.testing import LogCapture
 
-from kpoll.backend import blk_opener
+from kpoll.backend import blk_opener, blk_return
 from kpoll.backend.blk_opener import Opener
 from kpoll.backend.blk_return import ReturnWatch
 
@@ -88,7 +90,8 @@ def watch(opener: Any, **device: Any) -> tuple[Gone, LogCapture]:
     """Have a disk that is gone, and what is logged of it."""
     log = LogCapture()
     wrapped = structlog.wrap_logger(structlog.PrintLogger(), [log])
-    return Gone(SimpleNamespace(**{"disk": None, **device}), opener, lambda: None, wrapped), log
+    known: Any = SimpleNamespace(**{"disk": None, **device})
+    return Gone(known, opener, trio.lowlevel.checkpoint, wrapped), log
 
 
 def test_one_looks_at_a_time_and_whoever_is_cancelled_does_not_wait_for_an_answer(
@@ -110,3 +113,65 @@ def test_one_looks_at_a_time_and_whoever_is_cancelled_does_not_wait_for_an_answe
     assert time.monotonic() - began < 30
     assert theirs.recv(16) == b"?"
     assert [line["event"] for line in log.entries] == ["disk_gone"]
+
+
+class Back:
+    """An opener that has the disk, each time it is asked."""
+
+    def __init__(self) -> None:
+        """Have handed out nothing."""
+        self.fds: list[int] = []
+
+    def ask(self) -> tuple[int, int]:
+        """Hand it out."""
+        self.fds = [os.open("/dev/zero", os.O_RDONLY), os.open("/dev/zero", os.O_RDONLY)]
+        return self.fds[0], self.fds[1]
+
+
+@pytest.fixture
+def dead() -> Iterator[int]:
+    """Give the descriptor of what was there before."""
+    fd = os.open(os.devnull, os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
+def behind(fd: int) -> str:
+    """Name what a descriptor is of."""
+    return str(Path(f"/proc/self/fd/{fd}").readlink())
+
+
+def test_a_disk_that_came_back_smaller_than_the_guest_knows_it_is_refused_and_that_is_told_once(
+    dead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back = Back()
+    watched, log = watch(back, disk=SimpleNamespace(fd=dead, capacity=9))
+    monkeypatch.setattr(blk_return, "device_bytes", lambda _: 8 * 512)
+    for _ in range(2):
+        trio.run(watched.look)
+        assert behind(dead) == os.devnull
+        for fd in back.fds:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(fd)
+    assert [line["event"] for line in log.entries] == ["disk_gone", "disk_return_failed"]
+    assert "has 8 sectors now, and the guest knows of 9" in log.entries[1]["error"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_one_that_is_as_large_takes_the_old_ones_place_and_a_worker_that_fails_then_is_told_of(
+    dead: int, monkeypatch: pytest.MonkeyPatch, *, fails: bool
+) -> None:
+    async def reopened() -> None:
+        await trio.lowlevel.checkpoint()
+        if fails:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    watched, log = watch(Back(), disk=SimpleNamespace(fd=dead, capacity=8), reopened=reopened)
+    monkeypatch.setattr(blk_return, "device_bytes", lambda _: 8 * 512)
+    trio.run(watched.look)
+    watched.close()
+    assert behind(dead) == "/dev/zero"
+    last = log.entries[-1]
+    assert (last["event"], last.get("namespace"), last.get("error")) == (
+        ("disk_return_failed", None, "[Errno 28] No space left on device") if fails else ("disk_returned", "zero", None)
+    )
