@@ -150,7 +150,6 @@ bool blk_keep(struct blk_kept *k, struct blk_req *req, uint64_t now)
 		mb_full();                    /* pairs with blk_dev_calm() */
 		store_relaxed(&dev->told, 0); /* stopped anew, which is told anew */
 	}
-	tell(dev, error);
 	count_add(&req->queue->stats.failures[req->op], 1);
 	if (req == k->probe) {
 		k->probe = NULL;
@@ -161,6 +160,7 @@ bool blk_keep(struct blk_kept *k, struct blk_req *req, uint64_t now)
 	}
 	set_kept(k, req);
 	wait_last(k, req);
+	tell(dev, error); /* last: whoever hears of it finds it counted */
 	return true;
 }
 
