@@ -29,7 +29,7 @@ _CNS_CONTROLLER: Final = 1
 _CNS_ACTIVE_NAMESPACES: Final = 2
 _LID_SMART: Final = 2
 _TIMEOUT_MS: Final = 5000  # a healthy device answers an admin command within milliseconds
-_NO_LOG: Final = -1  # below every syslog level: what goes wrong is said by us
+NO_LOG: Final = -1  # below every syslog level: what goes wrong is said by us
 _STRING_MAX: Final = 4096
 _NGUID: Final = 16
 _EUI64: Final = 8
@@ -131,14 +131,14 @@ def load(name: str = SONAME) -> Libnvme | None:
         return None
 
 
-def _each(first: Any, following: Callable[[Any], Any]) -> Iterator[Any]:
+def each_of(first: Any, following: Callable[[Any], Any]) -> Iterator[Any]:
     """Yield the members of one of the library's lists."""
     while first:
         yield first
         first = following(first)
 
 
-def _string(value: Any) -> str:
+def string(value: Any) -> str:
     """Return a string of the library's, which may be NULL."""
     raw: Any = ffi.string(value, _STRING_MAX) if value else b""
     return text(raw)
@@ -168,7 +168,7 @@ class Libnvme:
 
         Raises OSError when the library can't look.
         """
-        root = self._lib.nvme_create_root(ffi.NULL, _NO_LOG)
+        root = self._lib.nvme_create_root(ffi.NULL, NO_LOG)
         if not root:
             raise MemoryError
         try:
@@ -177,7 +177,7 @@ class Libnvme:
                 raise OSError(ffi.errno, os.strerror(ffi.errno))
             lib = self._lib
             hosts = [
-                self._host(each) for each in _each(lib.nvme_first_host(root), lambda h: lib.nvme_next_host(root, h))
+                self._host(each) for each in each_of(lib.nvme_first_host(root), lambda h: lib.nvme_next_host(root, h))
             ]
             return Topology(source="libnvme", why_not_libnvme=None, hosts=by_nqn(hosts))
         finally:
@@ -185,27 +185,27 @@ class Libnvme:
 
     def _host(self, host: Any) -> Host:
         lib = self._lib
-        subsystems = _each(lib.nvme_first_subsystem(host), lambda s: lib.nvme_next_subsystem(host, s))
+        subsystems = each_of(lib.nvme_first_subsystem(host), lambda s: lib.nvme_next_subsystem(host, s))
         return Host(
-            nqn=_string(lib.nvme_host_get_hostnqn(host)) or None,
-            id=_string(lib.nvme_host_get_hostid(host)) or None,
+            nqn=string(lib.nvme_host_get_hostnqn(host)) or None,
+            id=string(lib.nvme_host_get_hostid(host)) or None,
             subsystems=by_name(self._subsystem(each) for each in subsystems),
         )
 
     def _subsystem(self, subsystem: Any) -> Subsystem:
         lib = self._lib
-        shared = _each(lib.nvme_subsystem_first_ns(subsystem), lambda n: lib.nvme_subsystem_next_ns(subsystem, n))
+        shared = each_of(lib.nvme_subsystem_first_ns(subsystem), lambda n: lib.nvme_subsystem_next_ns(subsystem, n))
         namespaces = [self._namespace(each, self._paths(each)) for each in shared]
         controllers = []
-        for each in _each(
+        for each in each_of(
             lib.nvme_subsystem_first_ctrl(subsystem), lambda c: lib.nvme_subsystem_next_ctrl(subsystem, c)
         ):
             controller = self._controller(each)
             controllers.append(controller)
             namespaces += self._private(each, controller.name)
         return Subsystem(
-            name=_string(lib.nvme_subsystem_get_name(subsystem)),
-            nqn=_string(lib.nvme_subsystem_get_nqn(subsystem)),
+            name=string(lib.nvme_subsystem_get_name(subsystem)),
+            nqn=string(lib.nvme_subsystem_get_nqn(subsystem)),
             controllers=by_name(controllers),
             namespaces=by_name(namespaces),
         )
@@ -213,21 +213,21 @@ class Libnvme:
     def _private(self, ctrl: Any, controller: str) -> Iterator[Namespace]:
         """Yield the namespaces that only this controller can have."""
         lib = self._lib
-        for each in _each(lib.nvme_ctrl_first_ns(ctrl), lambda n: lib.nvme_ctrl_next_ns(ctrl, n)):
-            name = _string(lib.nvme_ns_get_name(each))
+        for each in each_of(lib.nvme_ctrl_first_ns(ctrl), lambda n: lib.nvme_ctrl_next_ns(ctrl, n)):
+            name = string(lib.nvme_ns_get_name(each))
             yield self._namespace(each, (Path(name=name, controller=controller, ana_state=None),))
 
     def _controller(self, ctrl: Any) -> Controller:
         lib = self._lib
-        queues = _string(lib.nvme_ctrl_get_queue_count(ctrl))
+        queues = string(lib.nvme_ctrl_get_queue_count(ctrl))
         return Controller(
-            name=_string(lib.nvme_ctrl_get_name(ctrl)),
-            transport=_string(lib.nvme_ctrl_get_transport(ctrl)),
-            address=_string(lib.nvme_ctrl_get_address(ctrl)),
-            state=_string(lib.nvme_ctrl_get_state(ctrl)),
-            serial=_string(lib.nvme_ctrl_get_serial(ctrl)),
-            model=_string(lib.nvme_ctrl_get_model(ctrl)),
-            firmware=_string(lib.nvme_ctrl_get_firmware(ctrl)),
+            name=string(lib.nvme_ctrl_get_name(ctrl)),
+            transport=string(lib.nvme_ctrl_get_transport(ctrl)),
+            address=string(lib.nvme_ctrl_get_address(ctrl)),
+            state=string(lib.nvme_ctrl_get_state(ctrl)),
+            serial=string(lib.nvme_ctrl_get_serial(ctrl)),
+            model=string(lib.nvme_ctrl_get_model(ctrl)),
+            firmware=string(lib.nvme_ctrl_get_firmware(ctrl)),
             queues=int(queues) if queues.isdecimal() else None,
         )
 
@@ -237,7 +237,7 @@ class Libnvme:
         lib.nvme_ns_get_uuid(ns, raw)
         block = int(lib.nvme_ns_get_lba_size(ns))
         return Namespace(
-            name=_string(lib.nvme_ns_get_name(ns)),
+            name=string(lib.nvme_ns_get_name(ns)),
             nsid=int(lib.nvme_ns_get_nsid(ns)),
             size_bytes=int(lib.nvme_ns_get_lba_count(ns)) * block,
             block_bytes=block,
@@ -252,11 +252,11 @@ class Libnvme:
         lib = self._lib
         return by_name(
             Path(
-                name=_string(lib.nvme_path_get_name(each)),
-                controller=_string(lib.nvme_ctrl_get_name(lib.nvme_path_get_ctrl(each))),
-                ana_state=_string(lib.nvme_path_get_ana_state(each)) or None,
+                name=string(lib.nvme_path_get_name(each)),
+                controller=string(lib.nvme_ctrl_get_name(lib.nvme_path_get_ctrl(each))),
+                ana_state=string(lib.nvme_path_get_ana_state(each)) or None,
             )
-            for each in _each(lib.nvme_namespace_first_path(ns), lambda p: lib.nvme_namespace_next_path(ns, p))
+            for each in each_of(lib.nvme_namespace_first_path(ns), lambda p: lib.nvme_namespace_next_path(ns, p))
         )
 
     def identify_controller(self, fd: int) -> bytes:
@@ -299,4 +299,4 @@ class Libnvme:
         if result < 0:
             raise OSError(ffi.errno, os.strerror(ffi.errno))
         if result > 0:
-            raise StatusError(_string(self._lib.nvme_status_to_string(result, False)))
+            raise StatusError(string(self._lib.nvme_status_to_string(result, False)))

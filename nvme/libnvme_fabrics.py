@@ -6,10 +6,13 @@ Its functions fail with -1 and errno: the kernel's, or one of its own from 1000 
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from cffi import FFI
 
+from .libnvme import NO_LOG, each_of, string
+from .libnvme import ffi as libnvme_ffi
 from .pages import text
 
 if TYPE_CHECKING:
@@ -22,17 +25,12 @@ ENVME_CONNECT_INVAL: Final = 1013
 ENVME_CONNECT_CONNREFUSED: Final = 1017
 
 _ENVME: Final = range(1000, 1100)
-_STRING_MAX: Final = 4096
 _RECORDS_MAX: Final = 4096  # of a discovery log, whose length the target says
 _LOG_RETRIES: Final = 4  # it may change while it is read
 
 ffi: Final = FFI()
+ffi.include(libnvme_ffi)
 ffi.cdef("""
-    typedef struct nvme_root *nvme_root_t;
-    typedef struct nvme_host *nvme_host_t;
-    typedef struct nvme_subsystem *nvme_subsystem_t;
-    typedef struct nvme_ctrl *nvme_ctrl_t;
-
     /* The beginning, the same in all releases; what follows (digests, keys, TLS) differs, and stays at its default. */
     struct nvme_fabrics_config {
         char *host_traddr, *host_iface;
@@ -106,11 +104,6 @@ def _word(value: str | None) -> Any:
     return ffi.NULL if value is None else value.encode()
 
 
-def _text(value: Any) -> str:
-    raw: Any = ffi.string(value, _STRING_MAX) if value else b""
-    return text(raw)
-
-
 class Fabrics:
     """The loaded library, seen from this side. Each call blocks for as long as the kernel does."""
 
@@ -123,7 +116,7 @@ class Fabrics:
         """Make a controller; return its name. Raises FabricsError."""
         root = self._root()
         try:
-            return _text(self._lib.nvme_ctrl_get_name(self._add(root, address, nqn, host, timeouts, queues)))
+            return string(self._lib.nvme_ctrl_get_name(self._add(root, address, nqn, host, timeouts, queues)))
         finally:
             self._lib.nvme_free_tree(root)
 
@@ -155,7 +148,7 @@ class Fabrics:
         try:
             self._check(lib.nvme_scan_topology(root, ffi.NULL, ffi.NULL))
             for ctrl in self._ctrls(root):
-                if _text(lib.nvme_ctrl_get_name(ctrl)) == name:
+                if string(lib.nvme_ctrl_get_name(ctrl)) == name:
                     self._check(lib.nvme_disconnect_ctrl(ctrl))
                     return
             raise FabricsError(0, "it isn't there any more")
@@ -163,23 +156,17 @@ class Fabrics:
             lib.nvme_free_tree(root)
 
     def _root(self) -> Any:
-        root = self._lib.nvme_create_root(ffi.NULL, -1)
+        root = self._lib.nvme_create_root(ffi.NULL, NO_LOG)
         if not root:
             raise MemoryError
         return root
 
     def _ctrls(self, root: Any) -> Any:
         lib = self._lib
-        host = lib.nvme_first_host(root)
-        while host:
-            subsystem = lib.nvme_first_subsystem(host)
-            while subsystem:
-                ctrl = lib.nvme_subsystem_first_ctrl(subsystem)
-                while ctrl:
-                    yield ctrl
-                    ctrl = lib.nvme_subsystem_next_ctrl(subsystem, ctrl)
-                subsystem = lib.nvme_next_subsystem(host, subsystem)
-            host = lib.nvme_next_host(root, host)
+        for host in each_of(lib.nvme_first_host(root), partial(lib.nvme_next_host, root)):
+            for subsystem in each_of(lib.nvme_first_subsystem(host), partial(lib.nvme_next_subsystem, host)):
+                first = lib.nvme_subsystem_first_ctrl(subsystem)
+                yield from each_of(first, partial(lib.nvme_subsystem_next_ctrl, subsystem))
 
     def _add(self, root: Any, address: Address, nqn: str, host: HostName, timeouts: Timeouts, queues: Queues) -> Any:
         lib = self._lib
@@ -207,12 +194,12 @@ class Fabrics:
     def _offer(self, entry: Any) -> dict[str, Any]:
         lib = self._lib
         return {
-            "transport": _text(lib.nvmf_trtype_str(entry.trtype)),
-            "address_family": _text(lib.nvmf_adrfam_str(entry.adrfam)),
+            "transport": string(lib.nvmf_trtype_str(entry.trtype)),
+            "address_family": string(lib.nvmf_adrfam_str(entry.adrfam)),
             "traddr": _padded(entry.traddr),
             "trsvcid": _padded(entry.trsvcid),
             "nqn": _padded(entry.subnqn),
-            "subtype": _text(lib.nvmf_subtype_str(entry.subtype)),
+            "subtype": string(lib.nvmf_subtype_str(entry.subtype)),
             "port_id": int(entry.portid),
         }
 
@@ -220,7 +207,7 @@ class Fabrics:
         if result == 0:
             return
         code = int(ffi.errno)
-        raise FabricsError(code, _text(self._lib.nvme_errno_to_string(code)) if code in _ENVME else os.strerror(code))
+        raise FabricsError(code, string(self._lib.nvme_errno_to_string(code)) if code in _ENVME else os.strerror(code))
 
 
 def _padded(field: Any) -> str:
