@@ -36,6 +36,11 @@ _ANSWER_S: Final = 5.0  # to open a disk may take long, or for ever, where its c
 _WWID_MAX: Final = 4096
 
 
+def _folder(device: int, sys: Path) -> Path:
+    """Return where sysfs tells of a block device."""
+    return sys / "dev" / "block" / f"{os.major(device)}:{os.minor(device)}"
+
+
 def identity(device: int, sys: Path = Path("/sys")) -> str | None:
     """Return what tells a namespace from all others; None for any other disk, and for a partition.
 
@@ -44,7 +49,7 @@ def identity(device: int, sys: Path = Path("/sys")) -> str | None:
         sys: Where sysfs is.
 
     """
-    folder = sys / "dev" / "block" / f"{os.major(device)}:{os.minor(device)}"
+    folder = _folder(device, sys)
     return None if (folder / "partition").exists() else _wwid(folder)
 
 
@@ -57,7 +62,7 @@ def _wwid(folder: Path) -> str | None:
 
 def is_gone(device: int, sys: Path = Path("/sys")) -> bool:
     """Whether the kernel has deleted a block device that somebody may still have open."""
-    return not (sys / "dev" / "block" / f"{os.major(device)}:{os.minor(device)}").exists()
+    return not _folder(device, sys).exists()
 
 
 def _block_bytes(fd: int) -> int:
