@@ -78,6 +78,13 @@ static unsigned answered(void)
 	return (unsigned)driver_poll_used(c.driver, used, 64);
 }
 
+/* Turn the lane until the driver has something back. */
+static void until_answered(void)
+{
+	while (answered() == 0)
+		blk_lane_poll(lane);
+}
+
 /* Turn the lane until so many requests have failed in all, and wait. */
 static void until_failures(uint64_t n)
 {
@@ -155,8 +162,7 @@ static void between_two_tries_the_lane_sleeps(void)
 	until_failures(4);
 	CHECK(sleeps() > 20000000); /* 10 ms, doubled each time */
 	disk_works();
-	while (answered() == 0)
-		blk_lane_poll(lane);
+	until_answered();
 	CHECK_EQ(sleeps(), -1);
 	end();
 }
@@ -170,13 +176,11 @@ static void a_request_that_can_be_served_meanwhile_is(void)
 	until_failures(1);
 	read_4k(1, 0);
 	driver_publish(c.driver);
-	while (answered() == 0)
-		blk_lane_poll(lane);
+	until_answered();
 	CHECK_EQ(*client_status(&c, 1), VIRTIO_BLK_S_OK);
 	CHECK_EQ(stats()->kept, 1);
 	disk_works();
-	while (answered() == 0)
-		blk_lane_poll(lane);
+	until_answered();
 	end();
 }
 
@@ -328,8 +332,7 @@ static void behind_an_answer_what_waits_fails_when_the_queue_stops(void)
 	until_failures(1);
 	read_4k(1, 0);
 	driver_publish(c.driver);
-	while (answered() == 0)
-		blk_lane_poll(lane);
+	until_answered();
 	read_4k(2, BAD);
 	driver_publish(c.driver);
 	until_failures(3);
@@ -339,8 +342,7 @@ static void behind_an_answer_what_waits_fails_when_the_queue_stops(void)
 	CHECK_EQ(*client_status(&c, 2), STATUS_UNWRITTEN);
 	disk_works();
 	start_queue(base);
-	while (answered() == 0)
-		blk_lane_poll(lane);
+	until_answered();
 	CHECK_EQ(*client_status(&c, 2), VIRTIO_BLK_S_OK);
 	end();
 }
@@ -419,8 +421,7 @@ static void what_was_kept_back_and_can_not_be_given_back_is_answered(void)
 	store_relaxed(&dev->stopped, 0); /* as seen by a lane that hasn't heard of the resume yet */
 	read_4k(2, 0);
 	driver_publish(c.driver);
-	while (answered() == 0)
-		blk_lane_poll(lane);
+	until_answered();
 	stop_queue();
 	CHECK_EQ(answered(), 2);
 	CHECK_EQ(*client_status(&c, 0), VIRTIO_BLK_S_IOERR);

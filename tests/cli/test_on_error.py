@@ -57,6 +57,13 @@ def served(disk: Disk, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
             yield daemon, guest, metrics
 
 
+def stopped(daemon: Daemon, guest: Guest, disk: Disk) -> None:
+    """Have a request fail, and the disk stopped by it."""
+    disk.fails()
+    guest.submit(IN, BAD, length=LENGTH)
+    assert daemon.logged("disk_errors")["stopped"] is True
+
+
 def is_kept(metrics: Path, requests: int) -> bool:
     return value(scrape(metrics), "kpoll_requests_kept", queue="0") == requests
 
@@ -95,9 +102,7 @@ def test_retry_answers_when_the_disk_works_again(served: tuple[Daemon, Guest, Pa
 @pytest.mark.parametrize("served", ["stop"], indirect=True)
 def test_stop_waits_for_sighup(served: tuple[Daemon, Guest, Path], disk: Disk) -> None:
     daemon, guest, metrics = served
-    disk.fails()
-    guest.submit(IN, BAD, length=LENGTH)
-    assert daemon.logged("disk_errors")["stopped"] is True
+    stopped(daemon, guest, disk)
     assert is_kept(metrics, 1)
     daemon.signal(signal.SIGHUP)  # too early
     assert daemon.logged("disk_resumed")["waiting"] == 1
@@ -115,9 +120,7 @@ def test_sighup_resumes_a_stopped_disk_also_when_its_queues_were_stopped_and_not
     served: tuple[Daemon, Guest, Path], disk: Disk
 ) -> None:
     daemon, guest, metrics = served
-    disk.fails()
-    guest.submit(IN, BAD, length=LENGTH)
-    assert daemon.logged("disk_errors")["stopped"] is True
+    stopped(daemon, guest, disk)
     guest.frontend.get_vring_base(0)
     assert is_kept(metrics, 0)
     disk.works()
@@ -135,9 +138,7 @@ def test_who_connects_to_a_stopped_disk_is_served_or_stops_it_anew(
 ) -> None:
     daemon, guest, metrics = served
     sock = metrics.with_name("s")
-    disk.fails()
-    guest.submit(IN, BAD, length=LENGTH)
-    assert daemon.logged("disk_errors")["stopped"] is True
+    stopped(daemon, guest, disk)
     guest.close()
     daemon.logged("frontend_disconnected")
     with Guest(sock) as second:
