@@ -213,6 +213,21 @@ static void what_the_disk_refuses_as_invalid_is_never_kept(void)
 	}
 }
 
+/* The front-end truncated it; headers and status bytes lie before. */
+static void a_request_whose_memory_is_gone_is_never_kept(void)
+{
+	for (enum blk_on_error policy = BLK_REPORT; policy <= BLK_STOP; policy++) {
+		start(policy, 0);
+		CHECK_EQ(ftruncate(c.fd, DATA_AT), 0);
+		CHECK_EQ(client_ask(&c, lane, VIRTIO_BLK_T_IN, BAD, 4096), VIRTIO_BLK_S_IOERR);
+		CHECK_EQ(dev->error, EFAULT);
+		CHECK_EQ(dev->stopped, 0);
+		CHECK_EQ(stats()->kept, 0);
+		CHECK_EQ(stats()->failures[BLK_READ], 0);
+		end();
+	}
+}
+
 static void stopped_all_wait_until_resumed(void)
 {
 	unsigned got = 0;
@@ -475,6 +490,7 @@ int main(void)
 	RUN(a_request_that_can_be_served_meanwhile_is);
 	RUN(what_the_guest_does_wrong_is_never_kept);
 	RUN(what_the_disk_refuses_as_invalid_is_never_kept);
+	RUN(a_request_whose_memory_is_gone_is_never_kept);
 	RUN(stopped_all_wait_until_resumed);
 	RUN(a_queue_that_stops_gives_back_what_waits_and_goes_on_from_there);
 	RUN(behind_an_answer_what_waits_fails_when_the_queue_stops);
