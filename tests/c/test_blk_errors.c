@@ -362,6 +362,92 @@ static void behind_an_answer_what_waits_fails_when_the_queue_stops(void)
 	end();
 }
 
+/* An engine that is slow: what it has finished comes back when the test says so, the last first or the first. */
+static const struct io_ops *engine_ops;
+static struct io_req *finished[16];
+static unsigned finished_count, wanted;
+static bool last_first;
+
+static unsigned reap_wanted(struct io_engine *e, struct io_req **done, unsigned max)
+{
+	unsigned n = 0;
+
+	CHECK(finished_count < 8 && max >= 8);
+	finished_count += engine_ops->reap(e, finished + finished_count, 8);
+	for (; wanted > 0 && finished_count > 0; wanted--) {
+		unsigned i = last_first ? --finished_count : 0;
+
+		done[n++] = finished[i];
+		if (!last_first)
+			memmove(finished, finished + 1, --finished_count * sizeof(*finished));
+	}
+	return n;
+}
+
+static void come_back(unsigned n)
+{
+	for (wanted = n; wanted > 0;)
+		blk_lane_poll(lane);
+}
+
+/* One lane, two queues: the one that stops still has a request with the engine when another of its is tried. */
+static void a_queue_that_stops_leaves_the_others_their_tries(void)
+{
+	for (unsigned way = 0; way < 4; way++) {
+		struct io_engine *io;
+		struct io_ops slow;
+		struct client other;
+		const struct blk_stats *others;
+		struct queue *q;
+		uint64_t before;
+
+		start(BLK_RETRY, 0);
+		client_make(&other, dev, 1, 128, 0, -1, -1);
+		CHECK_EQ(lane_add(blk_lane_base(lane), blk_queue_base(other.queue)), 0);
+		q = blk_queue_base(c.queue);
+		others = blk_queue_stats(other.queue);
+		disk_fails();
+		io = blk_lane_engine(lane);
+		engine_ops = io->ops;
+		slow = *engine_ops;
+		slow.reap = reap_wanted;
+		io->ops = &slow;
+		last_first = way & 1;
+		read_4k(0, BAD);
+		driver_publish(c.driver);
+		come_back(1);
+		CHECK_EQ(stats()->kept, 1);
+		read_4k(1, BAD);
+		client_add(&other, 0, VIRTIO_BLK_T_IN, BAD, 0, 4096);
+		driver_publish(c.driver);
+		blk_lane_poll(lane);
+		queue_set_state(q, QUEUE_STOPPING);
+		while (io->in_flight < 2)
+			blk_lane_poll(lane); /* the kept one is tried */
+		driver_publish(other.driver);
+		while (io->in_flight < 3)
+			blk_lane_poll(lane);
+		if (way & 2)
+			disk_works();
+		come_back(3);
+		io->ops = engine_ops;
+		while (queue_in_flight(q) > 0)
+			blk_lane_poll(lane);
+		lane_remove(blk_lane_base(lane), q);
+		queue_set_state(q, QUEUE_STOPPED);
+		CHECK_EQ(stats()->kept, 0);
+		before = others->failures[BLK_READ];
+		while (!(way & 2) && others->failures[BLK_READ] < before + 2)
+			blk_lane_poll(lane);
+		disk_works();
+		while (others->requests[BLK_READ] == 0)
+			blk_lane_poll(lane);
+		CHECK_EQ(*client_status(&other, 0), VIRTIO_BLK_S_OK);
+		client_free(&other);
+		end();
+	}
+}
+
 static void stop_the_disk(uint64_t features)
 {
 	start(BLK_STOP, features);
@@ -494,6 +580,7 @@ int main(void)
 	RUN(stopped_all_wait_until_resumed);
 	RUN(a_queue_that_stops_gives_back_what_waits_and_goes_on_from_there);
 	RUN(behind_an_answer_what_waits_fails_when_the_queue_stops);
+	RUN(a_queue_that_stops_leaves_the_others_their_tries);
 	RUN(what_takes_no_disk_waits_for_its_turn_too);
 	RUN(what_was_kept_back_is_answered_when_resumed);
 	RUN(what_was_kept_back_and_can_not_be_given_back_is_answered);
