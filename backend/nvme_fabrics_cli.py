@@ -73,7 +73,7 @@ _ADDRESS_OPTIONS: Final = (
         "-q",
         "--hostnqn",
         metavar="NQN",
-        help="The NQN of this host. [default: /etc/nvme/hostnqn, or one made of /etc/machine-id]",
+        help="The NQN of this host. [default: /etc/nvme/hostnqn, or a hash of /etc/machine-id]",
     ),
     click.option(
         "-I", "--hostid", metavar="UUID", help="The UUID of this host. [default: /etc/nvme/hostid, or that in its NQN]"

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hmac
 import ipaddress
 import os
 import re
 import socket
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path as File
 from typing import TYPE_CHECKING, Final, Literal
@@ -48,6 +50,8 @@ _REACH_S: Final = 5.0
 _ANSWER_S: Final = 15.0  # an admin queue, its commands, and as many I/O queues as there are CPUs
 _LEAVE_S: Final = 30.0
 
+_MACHINE_ID: Final = File("/etc/machine-id")
+_APPLICATION: Final = uuid.UUID("5d7c1d0e-3b0a-4c55-9f7e-0c6a2e8b41d3")  # ours; another one renames every host
 _UUID: Final = re.compile(r"nqn\.2014-08\.org\.nvmexpress:uuid:([0-9a-fA-F-]{36})")
 
 
@@ -168,18 +172,31 @@ class Offer:
     port_id: int
 
 
-def default_host(etc: File = sysfs.ETC) -> HostName:
-    """Return this host's name: that of nvme-cli (/etc/nvme), else one made of the machine's own number.
+def default_host(etc: File = sysfs.ETC, machine_id: File = _MACHINE_ID) -> HostName:
+    """Return this host's name: that of nvme-cli (/etc/nvme), else one that follows from the machine's own number.
 
-    The latter stays what it is for as long as the machine keeps /etc/machine-id.
+    The latter stays what it is for as long as the machine keeps its number, and doesn't tell it.
+
+    Args:
+        etc: Where nvme-cli keeps it.
+        machine_id: The machine's number, as machine-id(5) has it; where there is none the name is random each time.
+
     """
     nqn, hostid = (_line(etc / name) for name in ("hostnqn", "hostid"))
     if nqn is None:
-        machine = _line(File("/etc/machine-id")) or ""
-        number = machine if re.fullmatch(r"[0-9a-f]{32}", machine) else os.urandom(16).hex()
-        uuid = "-".join((number[:8], number[8:12], number[12:16], number[16:20], number[20:]))
-        nqn = f"nqn.2014-08.org.nvmexpress:uuid:{uuid}"
+        number = _line(machine_id) or ""
+        machine = bytes.fromhex(number) if re.fullmatch(r"[0-9a-f]{32}", number) else b""
+        nqn = f"nqn.2014-08.org.nvmexpress:uuid:{_of_ours(machine) if any(machine) else uuid.uuid4()}"
     return HostName(nqn=nqn, id=hostid or host_id(nqn))
+
+
+def _of_ours(machine: bytes) -> uuid.UUID:
+    """Return the machine's number for our own use, as sd_id128_get_machine_app_specific(3) makes it.
+
+    machine-id(5): the number itself is confidential, and what goes to a network is hashed with a key of the program's.
+    """
+    digest = hmac.digest(machine, _APPLICATION.bytes, "sha256")
+    return uuid.UUID(bytes=digest[:16], version=4)
 
 
 def host_id(nqn: str) -> str | None:

@@ -95,15 +95,31 @@ def test_an_address_is_a_controllers_whatever_else_the_kernel_says_of_it() -> No
 
 
 def test_a_host_has_nvme_clis_name_or_one_of_its_own_that_stays(tmp_path: Path) -> None:
-    own = default_host(tmp_path)
+    machine = tmp_path / "machine-id"
+    machine.write_text("0123456789abcdef0123456789abcdef\n")
+    own = default_host(tmp_path, machine)
     assert own.nqn.startswith("nqn.2014-08.org.nvmexpress:uuid:")
     assert own.id == own.nqn[-36:]
-    if os.path.exists("/etc/machine-id"):  # noqa: PTH110
-        assert default_host(tmp_path) == own
+    assert default_host(tmp_path, machine) == own
     (tmp_path / "hostnqn").write_text("nqn.2014-08.org.nvmexpress:uuid:01234567-89AB-cdef-0123-456789abcdef\n")
-    assert default_host(tmp_path).id == "01234567-89ab-cdef-0123-456789abcdef"
+    assert default_host(tmp_path, machine).id == "01234567-89ab-cdef-0123-456789abcdef"
     (tmp_path / "hostid").write_text("fedcba98-0000-0000-0000-000000000000\n")
-    assert default_host(tmp_path).id == "fedcba98-0000-0000-0000-000000000000"
+    assert default_host(tmp_path, machine).id == "fedcba98-0000-0000-0000-000000000000"
+
+
+def test_a_hosts_own_name_does_not_tell_the_machine_id(tmp_path: Path) -> None:
+    """As `systemd-id128 machine-id --app-specific=5d7c1d0e3b0a4c559f7e0c6a2e8b41d3 -u` has it."""
+    machine = tmp_path / "machine-id"
+    machine.write_text("0123456789abcdef0123456789abcdef\n")
+    assert default_host(tmp_path, machine).id == "6c988df4-f3d7-445c-ab49-ad271a3ced4d"
+
+
+@pytest.mark.parametrize("text", ["", "uninitialized\n", "0" * 32, "0123456789ABCDEF0123456789ABCDEF\n"])
+def test_a_host_without_a_machine_id_has_a_new_name_each_time(tmp_path: Path, text: str) -> None:
+    machine = tmp_path / "machine-id"
+    machine.write_text(text)
+    assert default_host(tmp_path, machine) != default_host(tmp_path, machine)
+    assert default_host(tmp_path, tmp_path / "none") != default_host(tmp_path, tmp_path / "none")
 
 
 def test_what_it_takes_is_looked_at_before_anything_is_tried(tmp_path: Path) -> None:
