@@ -1,7 +1,8 @@
 """NVMe over Fabrics: connect to a subsystem, ask what a target offers, disconnect; through libnvme.
 
 The kernel carries a connection out inside one write(2), which may take as long as a network likes. So it happens in a
-process of its own, which is killed when its time is over; a TCP address is tried before, since that tells more.
+process of its own, for which nobody waits when its time is over: what it makes yet it undoes. A TCP address is tried
+before, since that tells more.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path as File
 from typing import TYPE_CHECKING, Final, Literal
 
 from . import sysfs
-from .bounded import TooLateError, bounded
+from .bounded import CrashedError, TooLateError, bounded
 from .device import NO_LIBRARY
 from .libnvme_fabrics import (
     ENVME_CONNECT_ALREADY,
@@ -274,22 +275,29 @@ def connect(
         queues: How many to ask for; None: as the kernel does by itself.
 
     Raises:
-        ConnectError: There is no connection; nothing of the attempt is left behind.
+        ConnectError: There is no connection; nothing of the attempt is left behind, or will be when the kernel is
+            through with it.
 
     """
     _check_reachable(address)
     before = _controllers()
     try:
-        answer = bounded(lambda: fabrics.connect(address, nqn, host, timeouts, queues or Queues()), _ANSWER_S)
+        answer = bounded(
+            lambda: fabrics.connect(address, nqn, host, timeouts, queues or Queues()), _ANSWER_S, _delete_controller
+        )
     except TooLateError as error:
+        raise _too_late(address) from error
+    except CrashedError as error:
         _remove_new(before, address, nqn)
-        raise ConnectError(
-            f"{address}: answers, but doesn't carry on within {_ANSWER_S:g} s: is it an NVMe target?"
-        ) from error
+        raise ConnectError(f"{address}: the process that was to connect to it is gone: {error}") from error
     except FabricsError as error:
         _remove_new(before, address, nqn)
         raise ConnectError(_why_not(fabrics, error, address, nqn, host)) from error
     return str(answer)
+
+
+def _too_late(address: Address) -> ConnectError:
+    return ConnectError(f"{address}: answers, but doesn't carry on within {_ANSWER_S:g} s: is it an NVMe target?")
 
 
 def _why_not(fabrics: Fabrics, error: FabricsError, address: Address, nqn: str, host: HostName) -> str:
@@ -321,15 +329,16 @@ def discover(fabrics: Fabrics, address: Address, host: HostName) -> tuple[Offer,
     _check_reachable(address)
     before = _controllers()
     try:
-        found = bounded(lambda: fabrics.discover(address, DISCOVERY_NQN, host), _ANSWER_S)
+        # What it connects for this it disconnects itself, however late that is.
+        found = bounded(lambda: fabrics.discover(address, DISCOVERY_NQN, host), _ANSWER_S, lambda _: None)
     except TooLateError as error:
-        raise ConnectError(
-            f"{address}: answers, but doesn't carry on within {_ANSWER_S:g} s: is it an NVMe target?"
-        ) from error
-    except FabricsError as error:
-        raise ConnectError(_why_not(fabrics, error, address, DISCOVERY_NQN, host)) from error
-    finally:
+        raise _too_late(address) from error
+    except CrashedError as error:
         _remove_new(before, address, DISCOVERY_NQN)
+        raise ConnectError(f"{address}: the process that was to ask it is gone: {error}") from error
+    except FabricsError as error:
+        _remove_new(before, address, DISCOVERY_NQN)
+        raise ConnectError(_why_not(fabrics, error, address, DISCOVERY_NQN, host)) from error
     assert isinstance(found, list)
     return tuple(Offer(**each) for each in found)
 
@@ -340,6 +349,8 @@ def disconnect(fabrics: Fabrics, name: str) -> None:
         bounded(lambda: fabrics.disconnect(name), _LEAVE_S)
     except TooLateError as error:
         raise ConnectError(f"{name}: isn't gone after {_LEAVE_S:g} s: the kernel goes on with it") from error
+    except CrashedError as error:
+        raise ConnectError(f"{name}: the process that was to disconnect it is gone: {error}") from error
     except FabricsError as error:
         raise ConnectError(f"{name}: can't be disconnected: {error}") from error
 
@@ -349,11 +360,16 @@ def _controllers() -> set[str]:
 
 
 def _remove_new(before: set[str], address: Address, nqn: str) -> None:
-    """Remove what an attempt that failed has left: it was killed, or failed after the kernel had done its part."""
+    """Remove what an attempt has left whose process is gone, or failed after the kernel had done its part."""
     for subsystem, controller in sysfs.scan("").controllers():
         if controller.name not in before and subsystem.nqn == nqn and address.is_of(controller):
-            with contextlib.suppress(OSError):
-                (sysfs.SYS / "class" / "nvme" / controller.name / "delete_controller").write_text("1")
+            _delete_controller(controller.name)
+
+
+def _delete_controller(name: str) -> None:
+    """Remove a controller, unless it has gone. Blocks."""
+    with contextlib.suppress(OSError):
+        (sysfs.SYS / "class" / "nvme" / name / "delete_controller").write_text("1")
 
 
 def connected(nqn: str) -> Iterator[tuple[Subsystem, Controller]]:

@@ -22,6 +22,7 @@ from kpoll.backend.nvme_tcp import parse_nvme_tcp
 from kpoll.nvme import fabrics, sysfs
 from kpoll.nvme.libnvme import load
 from tests.kernel.nvmet import ADDRESS, Target, loopback_up
+from tests.kernel.slow_target import slow_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -105,7 +106,28 @@ def silence() -> dict[str, Any]:
         address = fabrics.Address(transport="tcp", traddr=ADDRESS, trsvcid=port)
         began = time.monotonic()
         says = error(lambda: fabrics.connect(library, address, DISK.nqn, fabrics.default_host(), fabrics.Timeouts()))
-        return {"says": says, "seconds": time.monotonic() - began, "left": controllers()}
+        seconds = time.monotonic() - began
+        os.wait()  # for its process, for which nobody else waits
+        return {"says": says, "seconds": seconds, "left": controllers()}
+
+
+def late() -> dict[str, Any]:
+    """Connect to somebody whose last answer comes when nobody waits for it any more."""
+    library = fabrics.check_ready(load())
+    seen: dict[str, Any] = {}
+    # The first connection only knocks, the second is the admin queue's; no signal gets anybody out of the third's.
+    with slow_target(ADDRESS, DISK.port, 2) as (port, answer):
+        address = fabrics.Address(transport="tcp", traddr=ADDRESS, trsvcid=port)
+        began = time.monotonic()
+        never = fabrics.Timeouts(ctrl_loss_tmo=-1)
+        host, one = fabrics.default_host(), fabrics.Queues(io=1)
+        seen["says"] = error(lambda: fabrics.connect(library, address, DISK.nqn, host, never, one))
+        seen["seconds"] = time.monotonic() - began
+        seen["meanwhile"] = controllers()
+        answer()
+        os.wait()  # likewise
+        seen["left"] = controllers()
+    return seen
 
 
 def vanished() -> str:
@@ -186,6 +208,7 @@ def main() -> None:
     facts["vanished"] = {"says": vanished(), "left": controllers()}
     facts["shared"] = shared()
     facts["silence"] = silence()
+    facts["late"] = late()
     json.dump(facts, sys.stdout)
 
 

@@ -89,6 +89,13 @@ def test_a_target_that_says_nothing_is_given_up(facts: Any) -> None:
     assert silence["left"] == []
 
 
+def test_a_connection_that_is_made_when_nobody_waits_for_it_any_more_is_undone(facts: Any) -> None:
+    late = facts["late"]
+    assert "answers, but doesn't carry on within 2 s" in late["says"]
+    assert late["seconds"] < 60
+    assert (len(late["meanwhile"]), late["left"]) == (1, [])
+
+
 def test_who_may_not_connect_is_told_what_that_takes(facts: Any) -> None:
     assert facts["no_permission"].startswith("/dev/nvme-fabrics: permission denied: ")
     assert "CAP_DAC_OVERRIDE" in facts["no_permission"]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
 import fcntl
 import os
+import select
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -13,7 +17,7 @@ import pytest
 from kpoll.backend.blk_fabrics import Used
 from kpoll.backend.errors import UsageError
 from kpoll.backend.nvme_tcp import NvmeTcp, parse_nvme_tcp
-from kpoll.nvme.bounded import TooLateError, bounded
+from kpoll.nvme.bounded import CrashedError, TooLateError, bounded
 from kpoll.nvme.fabrics import Address, ConnectError, check_ready, default_host
 from kpoll.nvme.libnvme import Libnvme
 from kpoll.nvme.topology import Controller
@@ -172,6 +176,100 @@ def test_what_takes_too_long_is_killed() -> None:
         os.waitpid(-1, os.WNOHANG)
 
 
-def test_what_ends_without_an_answer_is_too_late() -> None:
+def test_what_ends_without_an_answer_is_not_taken_for_late() -> None:
+    with pytest.raises(CrashedError, match=r"^it was killed by signal 11 \(Segmentation fault\)$"):
+        bounded(lambda: os.kill(os.getpid(), signal.SIGSEGV), 60)
+    with pytest.raises(CrashedError, match=r"^it ended with exit code 3$"):
+        bounded(lambda: os._exit(3), 60)
+
+
+class Fifo:
+    """By which a process and we wait for each other, whatever descriptors it has."""
+
+    def __init__(self, path: Path) -> None:
+        """Make it."""
+        os.mkfifo(path)
+        self.path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+
+    def write(self, text: str) -> None:
+        """Write to who reads it, or will."""
+        os.write(self._fd, text.encode())
+
+    def read(self) -> str:
+        """Read what somebody writes."""
+        assert select.select([self._fd], [], [], 60)[0], "nobody writes"
+        return os.read(self._fd, 4096).decode()
+
+
+def test_what_comes_too_late_is_undone_by_who_did_it(tmp_path: Path) -> None:
+    held, undone = Fifo(tmp_path / "held"), Fifo(tmp_path / "undone")
+
+    def late() -> str:
+        with held.path.open() as file:
+            return file.readline() + "made"
+
+    began = time.monotonic()
     with pytest.raises(TooLateError):
-        bounded(lambda: os.kill(os.getpid(), signal.SIGKILL), 60)
+        bounded(late, 0.1, lambda made: undone.path.write_text(f"{made} undone"))
+    assert time.monotonic() - began < 30
+    held.write("late\n")
+    assert undone.read() == "late\nmade undone"
+    os.wait()
+
+
+def test_what_is_taken_over_in_time_is_not_undone(tmp_path: Path) -> None:
+    for _ in range(20):
+        assert bounded(lambda: "made", 60, lambda _: (tmp_path / "undone").touch()) == "made"
+    assert not (tmp_path / "undone").exists()
+
+
+def test_what_was_made_is_undone_also_when_who_asked_is_killed(tmp_path: Path) -> None:
+    began, held, undone = (Fifo(tmp_path / name) for name in ("began", "held", "undone"))
+
+    def makes() -> str:
+        began.path.write_text("began")
+        with held.path.open() as file:
+            return file.readline()
+
+    asks = os.fork()
+    if asks == 0:
+        try:
+            bounded(makes, 600, lambda made: undone.path.write_text(f"{made}undone"))
+        finally:
+            os._exit(1)
+    assert began.read() == "began"
+    os.kill(asks, signal.SIGKILL)
+    os.waitpid(asks, 0)
+    held.write("made\n")
+    assert undone.read() == "made\nundone"
+
+
+def test_what_can_be_interrupted_does_not_go_on_for_ever(tmp_path: Path) -> None:
+    said = Fifo(tmp_path / "said")
+
+    def hangs() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        done = libc.pause()  # as read(2) from a target that says nothing: -EINTR, and nobody here tries again
+        said.path.write_text(f"{done} {errno.errorcode[ctypes.get_errno()]}")
+
+    with pytest.raises(TooLateError):
+        bounded(hangs, 0.1, lambda _: None)
+    assert said.read() == "-1 EINTR"
+    os.wait()
+
+
+def test_its_process_keeps_no_descriptor_but_what_it_is_to_have(tmp_path: Path) -> None:
+    def descriptors() -> dict[int, str]:
+        found = {}
+        for fd in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers
+            with contextlib.suppress(FileNotFoundError):  # the one by which they are listed
+                found[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115
+        return found
+
+    with (tmp_path / "kept").open("w") as kept, (tmp_path / "secret").open("w"):
+        found = bounded(descriptors, 60, keep=[kept.fileno()])
+        assert isinstance(found, dict)
+        assert [found.pop(fd) for fd in range(3)] == [os.devnull] * 3
+        assert found.pop(kept.fileno()) == str(tmp_path / "kept")
+        assert [link.partition(":")[0] for link in found.values()] == ["socket"]
