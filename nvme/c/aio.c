@@ -2,9 +2,8 @@
 /*
  * aio.c - Linux AIO: one io_submit(2) for a batch, completions reaped from the ring that the kernel maps into us
  *
- * io_setup(2) returns the address of a ring of io_events in our memory (fs/aio.c, struct aio_ring). The kernel
- * stores events and then moves `tail`; we read them and move `head`. No system call is needed to collect, as long as
- * nobody calls io_getevents(2) on the same ring. A kernel whose ring looks different is asked by io_getevents(2).
+ * io_setup(2) returns the address of a ring of io_events in our memory (aio_ring.h). No system call is needed to collect,
+ * as long as nobody takes events with io_getevents(2). A kernel whose ring looks different is asked by io_getevents(2).
  *
  * Signals: an iocb with IOCB_FLAG_RESFD writes our eventfd when it completes, so that a sleeping worker wakes. On
  * devices that complete inside io_submit(2) (zram, the page cache) nobody can be asleep then, and the flag is only
@@ -12,6 +11,9 @@
  * out; the first submit after which something is still under way brings it back at once. What was submitted without
  * it until then is counted as `unsignalled`, and the worker's sleep is short while there is any. A kernel that polls
  * for us wakes whoever watches the ring's tail (io_engine_ring_wakes()): then no iocb has the flag.
+ *
+ * Polling ("aio_iopoll"): where such a kernel knows IOCB_FLAG_HIPRI, reads and writes raise no interrupt. It looks for them
+ * while it looks at the tail, and for who sleeps. A worker that has too much else to do to wait looks itself now and then.
  *
  * Blocking: with RWF_NOWAIT the kernel answers -EAGAIN instead of blocking in io_submit(2). Direct I/O is then submitted
  * again without that flag by a helper thread: what blocks is the submission (a write into a hole allocates), and the
@@ -28,26 +30,23 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "aio_ring.h"
 #include "engine.h"
 #include "helper.h"
 
-#define AIO_RING_MAGIC 0xa10a10a1
 #define INLINE_RUN 64
-
-struct aio_ring {
-	unsigned id, nr, head, tail;
-	unsigned magic, compat_features, incompat_features, header_length;
-	struct io_event events[];
-};
+#define REAPS_PER_LOOK 16 /* in vain, until we look into the poll queues ourselves */
 
 struct aio {
 	struct io_engine engine;
 	struct aio_ring *ring; /* NULL: not one that we know, use io_getevents(2) */
 	aio_context_t ctx;
 	int event_fd;
-	uint32_t signal;     /* how an iocb asks for a signal: IOCB_FLAG_RESFD, or 0 where the ring itself wakes */
+	bool iopoll;         /* reads and writes are to be polled for, where the ring wakes */
+	uint32_t signal;     /* aio_flags: IOCB_FLAG_RESFD; where the ring itself wakes IOCB_FLAG_HIPRI, or 0 */
 	uint32_t iocb_flags; /* of the next iocbs: signal or 0 */
 	uint32_t in_kernel;  /* submitted and not reaped */
+	uint32_t vain_reaps; /* in a row, since the last look into the poll queues */
 	uint32_t inline_run; /* submits in a row that left nothing under way, up to INLINE_RUN */
 	uint32_t helper_ops; /* bit 1 << enum io_op: goes to the helper without asking */
 	int nowait[2];       /* by IO_READ, IO_WRITE: RWF_NOWAIT or 0 */
@@ -121,7 +120,7 @@ static void aio_signal_again(struct aio *a)
 		return;
 	a->engine.completes_inline = false;
 	a->iocb_flags = a->signal;
-	a->engine.unsignalled = a->signal ? a->in_kernel : 0;
+	a->engine.unsignalled = a->signal == IOCB_FLAG_RESFD ? a->in_kernel : 0;
 	for (unsigned i = 0; i < a->staged; i++)
 		a->iocbs[i]->aio_flags = a->signal;
 }
@@ -144,7 +143,8 @@ static void aio_learn(struct aio *a, unsigned sent)
 /* An event that is not simply "all of it". Return: whether the request is finished, else the helper has it */
 static bool aio_unusual(struct aio *a, struct io_req *r, int64_t res)
 {
-	bool nowait = r->iocb.aio_rw_flags & RWF_NOWAIT;
+	/* What is polled for waits for no free request of the device's either. */
+	bool nowait = r->iocb.aio_rw_flags & RWF_NOWAIT || r->iocb.aio_flags & IOCB_FLAG_HIPRI;
 
 	if (res == -EOPNOTSUPP && nowait)
 		aio_forget_nowait(a, r->op);
@@ -159,7 +159,7 @@ static bool aio_unusual(struct aio *a, struct io_req *r, int64_t res)
 		a->queues = true;
 		aio_signal_again(a);
 		r->iocb.aio_rw_flags &= ~RWF_NOWAIT;
-		r->iocb.aio_flags = a->signal;
+		r->iocb.aio_flags = a->signal & ~(uint32_t)IOCB_FLAG_HIPRI;
 	}
 	io_helper_queue(a->engine.helper, r);
 	return false;
@@ -266,10 +266,9 @@ static unsigned aio_reap_syscall(struct aio *a, struct io_req **done, unsigned m
 {
 	struct io_event events[64];
 	struct timespec none = { 0 };
+	long got = syscall(SYS_io_getevents, a->ctx, 0L, (long)(max < 64 ? max : 64), events, &none);
 	unsigned n = 0;
-	long got;
 
-	got = syscall(SYS_io_getevents, a->ctx, 0L, (long)(max < 64 ? max : 64), events, &none);
 	for (long i = 0; i < got; i++)
 		n += aio_event(a, &events[i], &done[n]);
 	return n;
@@ -278,12 +277,19 @@ static unsigned aio_reap_syscall(struct aio *a, struct io_req **done, unsigned m
 static unsigned aio_reap(struct io_engine *e, struct io_req **done, unsigned max)
 {
 	struct aio *a = container_of(e, struct aio, engine);
+	struct timespec none = { 0 };
 	unsigned n = 0;
 
+	if (a->signal == IOCB_FLAG_HIPRI && a->in_kernel && unlikely(++a->vain_reaps > REAPS_PER_LOOK)) {
+		a->vain_reaps = 0;
+		syscall(SYS_io_getevents, a->ctx, 0L, 0L, NULL, &none); /* looks, and takes nothing */
+	}
 	if (a->in_kernel || io_helper_busy(e->helper))
 		n = likely(a->ring) ? aio_reap_ring(a, done, max) : aio_reap_syscall(a, done, max);
 	if (unlikely(e->unsignalled) && !a->in_kernel)
 		e->unsignalled = 0; /* it counted a few too many, if some with RESFD were not reaped when it was set */
+	if (n)
+		a->vain_reaps = 0;
 	n += io_helper_reap(e->helper, done + n, max - n, &e->stats);
 	count_add(&e->stats.completions, n);
 	return n;
@@ -312,7 +318,7 @@ static void aio_ring_wakes(struct io_engine *e)
 {
 	struct aio *a = container_of(e, struct aio, engine);
 
-	a->signal = a->iocb_flags = 0;
+	a->signal = a->iocb_flags = a->iopoll ? IOCB_FLAG_HIPRI : 0;
 }
 
 static void aio_destroy(struct io_engine *e)
@@ -340,7 +346,6 @@ static const struct io_ops aio_ops = {
 
 static int aio_open(struct aio *a, struct io_target *t)
 {
-	struct aio_ring *ring;
 	int ret = io_helper_create(&a->engine.helper, t);
 
 	if (ret)
@@ -350,16 +355,14 @@ static int aio_open(struct aio *a, struct io_target *t)
 	a->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	if (a->event_fd < 0)
 		return -errno;
-	/* The kernel doubles nr_events by itself, for what its per-CPU counters may hold back; more gained nothing measurable. */
+	/* The kernel doubles nr_events by itself, for what its per-CPU counters may hold back; more gained nothing. */
 	if (syscall(SYS_io_setup, a->depth, &a->ctx) < 0)
 		return -errno;
-	ring = (struct aio_ring *)a->ctx;
-	if (ring->magic == AIO_RING_MAGIC && ring->incompat_features == 0 && ring->header_length == sizeof(*ring))
-		a->ring = ring;
-	return 0;
+	a->ring = aio_ring_of(a->ctx);
+	return a->iopoll && !aio_ring_polls(a->ring) ? -EOPNOTSUPP : 0;
 }
 
-int aio_create(struct io_engine **out, struct io_target *t, uint32_t depth)
+static int create(struct io_engine **out, struct io_target *t, uint32_t depth, bool iopoll)
 {
 	struct aio *a = calloc(1, sizeof(*a) + depth * sizeof(a->iocbs[0]));
 	int ret;
@@ -367,6 +370,7 @@ int aio_create(struct io_engine **out, struct io_target *t, uint32_t depth)
 	if (!a)
 		return -ENOMEM;
 	a->engine = (struct io_engine){ .ops = &aio_ops, .target = t };
+	a->iopoll = iopoll;
 	a->event_fd = -1;
 	a->depth = depth;
 	a->signal = a->iocb_flags = IOCB_FLAG_RESFD;
@@ -383,4 +387,14 @@ int aio_create(struct io_engine **out, struct io_target *t, uint32_t depth)
 	}
 	*out = &a->engine;
 	return 0;
+}
+
+int aio_create(struct io_engine **out, struct io_target *t, uint32_t depth)
+{
+	return create(out, t, depth, false);
+}
+
+int aio_iopoll_create(struct io_engine **out, struct io_target *t, uint32_t depth)
+{
+	return create(out, t, depth, true);
 }

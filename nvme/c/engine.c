@@ -17,9 +17,8 @@ int io_engine_create(struct io_engine **out, const char *name, struct io_target 
 		const char *name;
 		int (*create)(struct io_engine **out, struct io_target *t, uint32_t depth);
 	} engines[] = {
-		{ "aio", aio_create },
-		{ "io_uring", uring_create },
-		{ "io_uring_iopoll", uring_iopoll_create },
+		{ "aio", aio_create },        { "aio_iopoll", aio_iopoll_create },
+		{ "io_uring", uring_create }, { "io_uring_iopoll", uring_iopoll_create },
 		{ "null", null_create },
 	};
 

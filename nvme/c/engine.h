@@ -11,6 +11,7 @@
 #include "io.h"
 
 int aio_create(struct io_engine **out, struct io_target *t, uint32_t depth);
+int aio_iopoll_create(struct io_engine **out, struct io_target *t, uint32_t depth);
 int uring_create(struct io_engine **out, struct io_target *t, uint32_t depth);
 int uring_iopoll_create(struct io_engine **out, struct io_target *t, uint32_t depth);
 int null_create(struct io_engine **out, struct io_target *t, uint32_t depth);

@@ -112,11 +112,11 @@ struct io_engine {
 
 /**
  * io_engine_create() - Make an engine
- * @name:	"aio", "io_uring", "io_uring_iopoll" (for targets that poll) or "null"
+ * @name:	"aio", "io_uring", "null"; for targets that poll "aio_iopoll", "io_uring_iopoll"
  * @depth:	Most requests that the kernel is to hold at once (1..65536); more of them wait in the engine
  *
  * Return: 0; -EINVAL for an unknown name or depth; -ENOSYS/-EPERM where the kernel or a container's policy has no io_uring;
- * -EAGAIN when fs.aio-max-nr is used up; -ENOMEM
+ * -EAGAIN when fs.aio-max-nr is used up; -EOPNOTSUPP when this kernel's AIO can't poll; -ENOMEM
  */
 int io_engine_create(struct io_engine **out, const char *name, struct io_target *t, uint32_t depth);
 void io_engine_destroy(struct io_engine *e); /* in_flight must be 0 */
