@@ -209,7 +209,12 @@ def open_device(config: BlkConfig, disk: Disk, log: FilteringBoundLogger) -> Ite
     with ExitStack() as stack:
         iopoll = choose_iopoll(config, block_device=disk.limits.block_device, direct=disk.direct, polls=disk.polls)
         engines = candidates(
-            config.engine, config.iopoll, direct=disk.direct, polls=iopoll.use, pins=config.pin_guest_memory
+            config.engine,
+            config.iopoll,
+            direct=disk.direct,
+            polls=iopoll.use,
+            kernel_waits=config.poll.strategy == "kernel",
+            pins=config.pin_guest_memory,
         )
         engine, lanes = stack.enter_context(open_lanes(disk.dev, engines, config.workers))
         pins = GuestPins(lanes, log) if config.pin_guest_memory else None

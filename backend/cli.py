@@ -194,14 +194,15 @@ def _common_options(command: type_command) -> type_command:
     type=click.Choice(["auto", "aio", "io_uring", "null"]),
     default="auto",
     show_default=True,
-    help="How I/O is done: auto takes aio where O_DIRECT works, else io_uring. null does none.",
+    help="How I/O is done: auto takes io_uring where it polls the device's queues, else aio where O_DIRECT works, else "
+    "io_uring. null does none.",
 )
 @click.option(
     "--iopoll",
     type=click.Choice(["auto", "on", "off"]),
     default="auto",
     show_default=True,
-    help="Poll the device's queues instead of taking interrupts: auto does with --engine io_uring where there are any.",
+    help="Poll the device's queues instead of taking interrupts: auto does where there are any.",
 )
 @click.option(
     "--pin-guest-memory",

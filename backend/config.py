@@ -207,8 +207,8 @@ class BlkConfig:
 
     def _check_engine(self) -> None:
         """Check that the engine can do what was asked of it. Raises UsageError."""
-        if self.iopoll == "on" and self.engine in ("aio", "null"):
-            raise UsageError(f"--iopoll on: --engine {self.engine} can't poll: give --engine io_uring or auto")
+        if self.iopoll == "on" and self.engine == "null":
+            raise UsageError("--iopoll on: --engine null has nothing to poll: give another, or none")
         if self.pin_guest_memory and self.engine in ("aio", "null"):
             raise UsageError(
                 f"--pin-guest-memory: --engine {self.engine} has no use for it: give --engine io_uring or auto"

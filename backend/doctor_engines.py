@@ -39,12 +39,14 @@ class AioFacts:
 
     Attributes:
         setup: 0 if a worker's share can be had; else the errno.
+        polls: Whether it can poll devices, which kpoll's kernel patches bring.
         used: The sysctl fs.aio-nr: requests that all processes together have reserved; None: not known.
         most: The sysctl fs.aio-max-nr, how many they may; None: not known.
 
     """
 
     setup: int = errno.ENOSYS
+    polls: bool = False
     used: int | None = None
     most: int | None = None
 
@@ -52,12 +54,16 @@ class AioFacts:
 def probe_aio() -> AioFacts:
     """Take what one worker takes, and give it back."""
     used, most = _number(AIO_NR), _number(AIO_MAX_NR)
+    return AioFacts(setup=_setup(b"aio"), polls=_setup(b"aio_iopoll") == 0, used=used, most=most)
+
+
+def _setup(name: bytes) -> int:
     target, engine = ffi.new("struct io_target *"), ffi.new("struct io_engine **")
     lib.io_target_null(target, 0)
-    error = -lib.io_engine_create(engine, b"aio", target, LANE_DEPTH)
+    error: int = -lib.io_engine_create(engine, name, target, LANE_DEPTH)
     if not error:
         lib.io_engine_destroy(engine[0])
-    return AioFacts(setup=error, used=used, most=most)
+    return error
 
 
 def _number(path: Path) -> int | None:
@@ -78,6 +84,8 @@ def engines(aio: AioFacts, uring: UringFacts, rights: Rights, cpus: int) -> Iter
 
     """
     yield _aio(aio)
+    if aio.setup == 0:
+        yield _aio_polls(aio)
     yield _aio_max_nr(aio, cpus)
     yield _uring(uring, rights)
     yield _iopoll(uring)
@@ -97,6 +105,14 @@ def _aio(aio: AioFacts) -> Finding:
         )
         return _finding(name=name, state="missing", found="isn't allowed, or not in this kernel", change=change)
     return _finding(name=name, state="missing", found=f"can't start: {os.strerror(aio.setup)}")
+
+
+def _aio_polls(aio: AioFacts) -> Finding:
+    finding = partial(_finding, name="Linux AIO: polling")
+    if aio.polls:
+        return finding(state="good", found="it can poll devices, for --iopoll with --poll kernel")
+    found = "it can't poll devices; only --iopoll with --engine aio takes it"
+    return finding(state="improvable", found=found, change="boot a kernel with kpoll's patches (kernel/README.md)")
 
 
 def _aio_max_nr(aio: AioFacts, cpus: int) -> Finding:

@@ -28,7 +28,9 @@ class Engine:
     iopoll: bool = False
 
 
-def candidates(asked: str, iopoll: str, *, direct: bool, polls: bool, pins: bool = False) -> tuple[Engine, ...]:
+def candidates(
+    asked: str, iopoll: str, *, direct: bool, polls: bool, kernel_waits: bool = False, pins: bool = False
+) -> tuple[Engine, ...]:
     """Return the engines to try, best first.
 
     Args:
@@ -36,17 +38,23 @@ def candidates(asked: str, iopoll: str, *, direct: bool, polls: bool, pins: bool
         iopoll: What --iopoll says.
         direct: Whether the disk takes O_DIRECT. Without it, Linux AIO isn't asynchronous.
         polls: Whether its completions are to be polled for, if its engine can (iopoll.py).
-        pins: Whether guest memory is to be registered with the engine.
+        kernel_waits: Whether it is the kernel's EVENTFD_SET_POLL that workers wait by, as aio's polling wants.
+        pins: Whether guest memory is to be registered with the engine, which only io_uring does.
 
     """
-    polling = Engine("io_uring", "it polls the device's queues" if asked == "auto" else "asked for", iopoll=True)
-    if polls and iopoll == "on":
-        return (polling,)
-    if asked != "auto" or pins:
-        plain = Engine("io_uring", "--pin-guest-memory") if asked == "auto" else Engine(asked, "asked for")
-        return (polling, plain) if polls else (plain,)
     if polls:
-        return (polling, *candidates(asked, iopoll, direct=direct, polls=False))
+        polling = tuple(
+            Engine(name, "it polls the device's queues" if asked == "auto" else "asked for", iopoll=True)
+            for name, possible in (("io_uring", True), ("aio", kernel_waits and not pins))
+            if possible and asked in ("auto", name)
+        )
+        if iopoll == "on":
+            return polling
+        return (*polling, *candidates(asked, iopoll, direct=direct, polls=False, pins=pins))
+    if asked != "auto":
+        return (Engine(asked, "asked for"),)
+    if pins:
+        return (Engine("io_uring", "--pin-guest-memory"),)
     if direct:
         return (
             Engine("aio", "O_DIRECT works here, and Linux AIO's ring is the cheapest to reap"),
@@ -62,6 +70,10 @@ def _failure(engine: str, error: int) -> str:
             return "Linux AIO has no contexts left on this host: allow more with `sysctl fs.aio-max-nr=1048576`"
         case "aio", errno.EPERM | errno.ENOSYS:
             return "Linux AIO isn't allowed here (kernel or container policy): use --engine io_uring"
+        case "aio", errno.EOPNOTSUPP:
+            return "this kernel's Linux AIO can't poll: boot one that has kpoll's patches, or use --engine io_uring"
+        case "aio", errno.EOPNOTSUPP:
+            return "this kernel's Linux AIO can't poll devices: take one with kpoll's patches, or use --engine io_uring"
         case "io_uring", errno.EPERM | errno.ENOSYS:
             return "io_uring isn't allowed here (kernel, sysctl or container policy): use --engine aio"
         case _:

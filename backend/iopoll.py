@@ -1,7 +1,8 @@
 """Whether a disk's completions are polled for (--iopoll), and why.
 
-Only io_uring can, on a block device whose driver has set queues aside for it. What the kernel knows of the device is
-found out elsewhere (nvme/c/target.c); here is what follows from it, in words for the log.
+It takes a block device whose driver has set queues aside for it, and io_uring, or Linux AIO under a kernel with kpoll's
+patches that workers wait by. What the kernel knows of the device is found out elsewhere (nvme/c/target.c), and what its
+AIO can do by making the engine; here is what follows, in words for the log.
 """
 
 from __future__ import annotations
@@ -42,9 +43,12 @@ def choose_iopoll(config: BlkConfig, *, block_device: bool, direct: bool, polls:
     """
     if config.iopoll == "off":
         return Iopoll(use=False, why="--iopoll off")
-    if config.engine in ("aio", "null"):
-        return Iopoll(use=False, why=f"--engine {config.engine}")
-    if not block_device or not direct:
+    if config.engine == "null":
+        return Iopoll(use=False, why="--engine null")
+    if config.engine == "aio" and config.poll.strategy != "kernel":
+        obstacle = f"--engine aio polls under --poll kernel, and this is {config.poll.strategy}"
+        remedy = "use --poll kernel (kernel/README.md), or --engine io_uring, or --iopoll auto"
+    elif not block_device or not direct:
         obstacle = "is no block device with O_DIRECT, and only their queues can be polled"
         remedy = "give an NVMe namespace, or use --iopoll auto"
     elif not polls:
@@ -57,6 +61,4 @@ def choose_iopoll(config: BlkConfig, *, block_device: bool, direct: bool, polls:
         return Iopoll(use=True, why="asked for")
     if not obstacle and config.poll.strategy == "off":
         obstacle = "--poll off"
-    if not obstacle and config.engine == "auto" and not config.pin_guest_memory:
-        obstacle = "its driver has poll queues, but --engine auto takes aio: --iopoll on or --engine io_uring uses them"
     return Iopoll(use=not obstacle, why=obstacle or "its driver has poll queues")

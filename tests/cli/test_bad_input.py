@@ -54,7 +54,7 @@ def sock(tmp_path: Path) -> Path:
         (["--socket-path", "S", "--blk-file", "F", "--size", "1G"], "--size is for --engine null"),
         (["--socket-path", "S", "--blk-file", "F", "--engine", "spdk"], "'spdk' is not one of"),
         (["--socket-path", "S", "--blk-file", "F", "--iopoll", "yes"], "'yes' is not one of"),
-        (["--socket-path", "S", "--blk-file", "F", "--iopoll", "on", "--engine", "aio"], "--engine aio can't poll"),
+        (["--socket-path", "S", "--engine", "null", "--size", "1G", "--iopoll", "on"], "null has nothing to poll"),
         (["--socket-path", "S", "--blk-file", "F", "--pin-guest-memory", "--engine", "aio"], "--engine aio has no use"),
         (["--socket-path", "S", "--engine", "null", "--size", "1G", "--pin-guest-memory"], "--engine null has no use"),
         (["--socket-path", "S", "--blk-file", "F", "--num-queues", "0"], "give 1 to 256"),

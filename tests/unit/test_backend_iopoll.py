@@ -24,14 +24,9 @@ def chosen(facts: dict[str, bool], **options: Any) -> Iopoll:
     return choose_iopoll(config(**options), **facts)
 
 
-@pytest.mark.parametrize("options", [{"engine": "io_uring"}, {"pin_guest_memory": True}])
-def test_where_io_uring_is_the_engine_auto_polls_a_device_with_poll_queues(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{}, {"engine": "io_uring"}, {"pin_guest_memory": True}])
+def test_a_device_with_poll_queues_is_polled(options: dict[str, Any]) -> None:
     assert chosen(POLLABLE, **options) == Iopoll(use=True, why="its driver has poll queues")
-
-
-def test_where_the_engine_is_left_to_us_the_log_says_that_there_would_be_queues_to_poll() -> None:
-    seen = chosen(POLLABLE)
-    assert (seen.use, "--iopoll on or --engine io_uring uses them" in seen.why) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +55,6 @@ def test_the_error_without_poll_queues_names_the_boot_parameter() -> None:
     ("options", "why"),
     [
         ({"iopoll": "off"}, "--iopoll off"),
-        ({"engine": "aio"}, "--engine aio"),
         ({"engine": "null", "blk_file": None, "size": 512}, "--engine null"),
         ({"strategy": "off"}, "--poll off"),
     ],
@@ -73,11 +67,18 @@ def test_on_polls_for_completions_even_where_nobody_polls_for_requests() -> None
     assert chosen(POLLABLE, iopoll="on", strategy="off") == Iopoll(use=True, why="asked for")
 
 
-@pytest.mark.parametrize("engine", ["aio", "null"])
-def test_on_with_an_engine_that_cannot_is_a_usage_error(engine: str) -> None:
-    disk = {"blk_file": None, "size": 512} if engine == "null" else {}
-    with pytest.raises(UsageError, match=f"--engine {engine} can't poll"):
-        config(iopoll="on", engine=engine, **disk)
+def test_on_with_an_engine_that_cannot_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="--engine null has nothing to poll"):
+        config(iopoll="on", engine="null", blk_file=None, size=512)
+
+
+@pytest.mark.parametrize("strategy", ["module", "user", "off"])
+def test_aio_polls_only_where_the_kernel_waits_for_it(strategy: str) -> None:
+    seen = chosen(POLLABLE, engine="aio", strategy=strategy)
+    assert seen == Iopoll(use=False, why=f"--engine aio polls under --poll kernel, and this is {strategy}")
+    with pytest.raises(KpollError, match="use --poll kernel"):
+        chosen(POLLABLE, engine="aio", strategy=strategy, iopoll="on")
+    assert chosen(POLLABLE, engine="aio", strategy="kernel").use
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,22 @@ def test_on_with_an_engine_that_cannot_is_a_usage_error(engine: str) -> None:
 def test_the_engine_that_polls_is_tried_first_and_alone_where_it_has_to(
     asked: str, iopoll: str, polls: bool, tried: list[tuple[str, bool]]
 ) -> None:
-    found = candidates(asked, iopoll, direct=True, polls=polls)
+    found = candidates(asked, iopoll, direct=True, polls=polls, kernel_waits=False)
+    assert [(each.name, each.iopoll) for each in found] == tried
+
+
+@pytest.mark.parametrize(
+    ("asked", "iopoll", "tried"),
+    [
+        ("auto", "auto", [("io_uring", True), ("aio", True), ("aio", False), ("io_uring", False)]),
+        ("auto", "on", [("io_uring", True), ("aio", True)]),
+        ("aio", "on", [("aio", True)]),
+        ("aio", "auto", [("aio", True), ("aio", False)]),
+        ("io_uring", "on", [("io_uring", True)]),
+    ],
+)
+def test_where_the_kernel_waits_aio_may_poll_too(asked: str, iopoll: str, tried: list[tuple[str, bool]]) -> None:
+    found = candidates(asked, iopoll, direct=True, polls=True, kernel_waits=True)
     assert [(each.name, each.iopoll) for each in found] == tried
 
 

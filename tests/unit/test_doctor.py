@@ -37,7 +37,7 @@ PATCHED = KernelFacts(patch=0, eventfd_busy_poll_us=0, net_busy_poll_us=0)
 MODULE = KernelFacts(module=0, net_busy_poll_us=0)
 SOCKETS = BusyPoll(us=50, prefer=True, budget=32, refused=())
 WORKS = UringFacts(setup=0, disabled=0, iopoll=True)
-AIO = AioFacts(setup=0, used=2048, most=65536)
+AIO = AioFacts(setup=0, polls=True, used=2048, most=65536)
 TCP = FabricsFacts(device=True, openable=True, tcp="loaded")
 
 
@@ -99,6 +99,8 @@ def test_a_socket_that_may_not_be_polled_says_what_that_takes() -> None:
         (AioFacts(), "Linux AIO", "missing", "seccomp profile"),
         (AioFacts(setup=errno.EAGAIN), "Linux AIO", "missing", "`sysctl fs.aio-max-nr=1048576`"),
         (AioFacts(setup=errno.ENOMEM), "Linux AIO", "missing", "Cannot allocate memory"),
+        (AIO, "Linux AIO: polling", "good", "for --iopoll with --poll kernel"),
+        (replace(AIO, polls=False), "Linux AIO: polling", "improvable", "boot a kernel with kpoll's patches"),
         (AIO, "fs.aio-max-nr", "good", "room for 62 more workers"),
         (replace(AIO, used=64000), "fs.aio-max-nr", "improvable", "room for 1 more workers"),
         (replace(AIO, used=65000), "fs.aio-max-nr", "missing", "`sysctl fs.aio-max-nr=1048576`"),
@@ -134,7 +136,7 @@ def test_io_uring_that_is_refused_says_by_whom(uring: UringFacts, rights: Rights
 
 def test_of_what_io_uring_can_only_that_counts_which_kpoll_uses() -> None:
     names = [each.name for each in engines(AIO, WORKS, USER, cpus=2)]
-    assert names == ["Linux AIO", "fs.aio-max-nr", "io_uring", "io_uring: IOPOLL"]
+    assert names == ["Linux AIO", "Linux AIO: polling", "fs.aio-max-nr", "io_uring", "io_uring: IOPOLL"]
     found = by_name(engines(AIO, replace(WORKS, iopoll=False), USER, cpus=2))["io_uring: IOPOLL"]
     assert (found.state, found.change) == ("improvable", "take Linux 5.1 or newer")
     assert by_name(engines(AIO, WORKS, USER, cpus=2))["io_uring: IOPOLL"].state == "good"
