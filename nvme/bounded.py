@@ -10,7 +10,8 @@ on by itself, and takes back what it has made when nobody has taken it over.
         says that it has it	  ----------->	ends
         or has gone, whyever	  - - - - - ->	takes back what it made, ends
 
-A signal each second, from the end of its time on, gets it out of whatever can be interrupted.
+A signal each second, from a second after the end of its time on, gets it out of whatever can be interrupted: not
+earlier, lest an interrupted call be the answer.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def _carry_out(
             signal.signal(number, signal.SIG_DFL if undo is None else signal.SIG_IGN)
         signal.signal(signal.SIGALRM, lambda *_: None)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        signal.setitimer(signal.ITIMER_REAL, seconds, _NUDGE_S)
+        signal.setitimer(signal.ITIMER_REAL, seconds + _NUDGE_S, _NUDGE_S)
         try:
             answer = True, work()
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to who asked
