@@ -40,6 +40,8 @@ from .signals import SIGNALS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from structlog.typing import FilteringBoundLogger
+
     from kpoll.nvme.libnvme import Libnvme
     from kpoll.nvme.libnvme_fabrics import Fabrics
 
@@ -89,6 +91,7 @@ class Reached:
         node: Its block device.
         controller: By which it is reached.
         ours: Whether we connected it.
+        on_error: What was asked for; it decides the timeouts of a connection that is ours.
         abandon: Removes the controller as `Used.remove` does. Blocks.
 
     """
@@ -96,7 +99,41 @@ class Reached:
     node: str
     controller: str
     ours: bool
+    on_error: type_on_error
     abandon: Callable[[], None]
+
+    def tell(self, log: FilteringBoundLogger) -> None:
+        """Log how it is reached, and what is otherwise than asked for where the connection isn't ours."""
+        log.info("nvme_connected", controller=self.controller, namespace=self.node, ours=self.ours)
+        if self.ours:
+            return
+        fast, loss = sysfs.timeouts(self.controller)
+        error = (
+            "was connected already, by others or by a kpoll that was killed, and stays when we end; to be rid of it: "
+            f"`kpoll nvme disconnect --device {self.controller}`"
+        )
+        if (fast, loss) == _as_sysfs(TIMEOUTS[self.on_error]):
+            log.info(
+                "nvme_connection_found",
+                controller=self.controller,
+                fast_io_fail_tmo=fast,
+                ctrl_loss_tmo=loss,
+                error=error,
+            )
+            return
+        log.warning(
+            "nvme_connection_found",
+            controller=self.controller,
+            fast_io_fail_tmo=fast,
+            ctrl_loss_tmo=loss,
+            error=f"{error}, then a new start has the timeouts of --on-error {self.on_error}",
+        )
+
+
+def _as_sysfs(timeouts: Timeouts) -> tuple[str, str]:
+    """Return what `sysfs.timeouts` says where these are in force."""
+    fast, loss = ("off" if each == -1 else str(each) for each in (timeouts.fast_io_fail_tmo, timeouts.ctrl_loss_tmo))
+    return fast, loss
 
 
 @contextlib.contextmanager
@@ -108,7 +145,7 @@ def reach(wanted: NvmeTcp, on_error: type_on_error) -> Iterator[Reached]:
         with _connection(wanted, on_error) as (used, library):
             node = _namespace(wanted, used.name, library)
             with _vanishing(wanted, node):
-                yield Reached(node, used.name, used.delete_fd >= 0, used.remove)
+                yield Reached(node, used.name, used.delete_fd >= 0, on_error, used.remove)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -67,7 +67,7 @@ def open_blk(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[Service]:
 
         async def watch() -> None:
             if reached is not None:
-                log.info("nvme_connected", controller=reached.controller, namespace=reached.node, ours=reached.ours)
+                reached.tell(log)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(resize.run)
                 nursery.start_soon(errors.run)

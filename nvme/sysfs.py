@@ -98,6 +98,15 @@ def serial(device: int, sys: File = SYS) -> str | None:
     return serial[: SERIAL_MAX - len(suffix)] + suffix
 
 
+def timeouts(controller: str, sys: File = SYS) -> tuple[str | None, str | None]:
+    """Return a controller's fast_io_fail_tmo and ctrl_loss_tmo: what the kernel does about a lost connection.
+
+    Seconds, or "off" for never; None where it doesn't tell, as of a controller that isn't reached over fabrics.
+    """
+    folder = sys / "class" / "nvme" / controller
+    return _attribute(folder, "fast_io_fail_tmo"), _attribute(folder, "ctrl_loss_tmo")
+
+
 def namespace_names(sys: File = SYS) -> set[str]:
     """Name all namespaces that are there."""
     return {each.name for each in _children(sys / "block", _NAMESPACE)}

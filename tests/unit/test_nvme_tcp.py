@@ -13,10 +13,13 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
+from structlog.testing import LogCapture
 
-from kpoll.backend.blk_fabrics import Used
+from kpoll.backend.blk_fabrics import Reached, Used
 from kpoll.backend.errors import UsageError
 from kpoll.backend.nvme_tcp import NvmeTcp, parse_nvme_tcp
+from kpoll.nvme import sysfs
 from kpoll.nvme.bounded import CrashedError, TooLateError, bounded
 from kpoll.nvme.fabrics import Address, ConnectError, check_ready, default_host
 from kpoll.nvme.libnvme import Libnvme
@@ -273,3 +276,39 @@ def test_its_process_keeps_no_descriptor_but_what_it_is_to_have(tmp_path: Path) 
         assert [found.pop(fd) for fd in range(3)] == [os.devnull] * 3
         assert found.pop(kept.fileno()) == str(tmp_path / "kept")
         assert [link.partition(":")[0] for link in found.values()] == ["socket"]
+
+
+@pytest.mark.parametrize(
+    ("fast_io_fail_tmo", "level", "says"),
+    [
+        ("5", "info", "to be rid of it: `kpoll nvme disconnect --device nvme1`"),
+        (
+            "off",
+            "warning",
+            "to be rid of it: `kpoll nvme disconnect --device nvme1`, then a new start has the timeouts of",
+        ),
+    ],
+)
+def test_a_connection_that_was_there_is_told_and_warned_of_when_its_timeouts_are_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast_io_fail_tmo: str, level: str, says: str
+) -> None:
+    folder = tmp_path / "class/nvme/nvme1"
+    folder.mkdir(parents=True)
+    (folder / "fast_io_fail_tmo").write_text(fast_io_fail_tmo + "\n")
+    (folder / "ctrl_loss_tmo").write_text("off\n")
+    monkeypatch.setattr(sysfs.timeouts, "__defaults__", (tmp_path,))
+    log = LogCapture()
+    found = Reached("/dev/nvme1n1", "nvme1", ours=False, on_error="retry", abandon=lambda: None)
+    found.tell(structlog.wrap_logger(structlog.PrintLogger(), [log]))
+    connected, line = log.entries
+    assert (connected["event"], connected["ours"]) == ("nvme_connected", False)
+    assert (line["event"], line["log_level"], line["controller"]) == ("nvme_connection_found", level, "nvme1")
+    assert (line["fast_io_fail_tmo"], line["ctrl_loss_tmo"]) == (fast_io_fail_tmo, "off")
+    assert says in line["error"]
+
+
+def test_a_connection_of_our_own_is_told_as_that_alone() -> None:
+    log = LogCapture()
+    made = Reached("/dev/nvme1n1", "nvme1", ours=True, on_error="stop", abandon=lambda: None)
+    made.tell(structlog.wrap_logger(structlog.PrintLogger(), [log]))
+    assert [line["event"] for line in log.entries] == ["nvme_connected"]
