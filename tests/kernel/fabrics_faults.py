@@ -6,6 +6,7 @@ nvme0 is behind the target, nvme1 a disk of its own. What is seen is in test_fab
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -24,6 +25,8 @@ from tests.kernel.nvmet import ADDRESS, Target, loopback_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from kpoll.nvme.topology import Controller
 
 TARGET = Target("nqn.2024-01.kpoll:disk", 4420)
 LENGTH = 4096
@@ -50,9 +53,14 @@ def answered(sock: Path) -> int:
     return int(sum(count for (name, _), count in samples.items() if name == "kpoll_requests_total"))
 
 
+def over_tcp() -> list[Controller]:
+    """Return the controllers that are reached over fabrics."""
+    return [each for _, each in sysfs.scan("").controllers() if each.transport == "tcp"]
+
+
 def connected() -> list[str]:
-    """Name the controllers that are reached over fabrics."""
-    return [each.name for _, each in sysfs.scan("").controllers() if each.transport == "tcp"]
+    """Name them."""
+    return [each.name for each in over_tcp()]
 
 
 @contextmanager
@@ -126,6 +134,43 @@ def ended_without_a_target() -> dict[str, Any]:
     return {"code": code, "seconds": seconds, "forced": forced, "after": connected()}
 
 
+def stopped_and_resumed() -> dict[str, Any]:
+    """Kill the target under a disk that stops, start it again, and tell the daemon some time later."""
+    pattern = b"\x5a" * LENGTH
+    with serving("--nvme-tcp", TARGET.option, "--on-error", "stop") as (daemon, sock), Guest(sock) as guest:
+
+        def kept() -> float:
+            return sum(count for (name, _), count in scrape(metrics(sock)).items() if name == "kpoll_requests_kept")
+
+        before = guest.request(OUT, 64, out=pattern)[0]
+        TARGET.kill()
+        guest.submit(IN, 64, length=LENGTH)
+        errors = daemon.logged("disk_errors")
+        TARGET.start()
+        until(lambda: [each.state for each in over_tcp()] == ["live"])
+        say("connected again")
+        guest.submit(IN, 64, length=LENGTH)  # it would succeed now, and lies where the other one does
+        until(lambda: kept() == 2)
+        meanwhile = guest.driver.poll()
+        daemon.signal(signal.SIGHUP)
+        resumed = daemon.logged("disk_resumed")
+        answers = guest.driver.wait(2)
+        status, data = guest.data.mmap[16 + LENGTH], guest.data.mmap[16 : 16 + LENGTH]
+        over = daemon.logged("disk_errors_over")
+        say("resumed")
+        return {
+            "before": before,
+            "errors": errors,
+            "meanwhile": len(meanwhile),
+            "resumed": resumed,
+            "answers": len(answers),
+            "status": status,
+            "kept_its_data": data == pattern,
+            "over": over,
+            "code": daemon.stop(),
+        }
+
+
 def removed(daemon: Daemon, sock: Path, remove: Any, bring_back: Any) -> dict[str, Any]:
     """Remove the disk under a guest, and bring it back."""
     pattern = b"\xa5" * LENGTH
@@ -166,10 +211,11 @@ def controller_deleted() -> dict[str, Any]:
     connect()
     with serving("--nvme-tcp", TARGET.option) as (daemon, sock):
         ours = daemon.logged("nvme_connected")["ours"]
+        found = daemon.logged("nvme_connection_found")
         seen = removed(daemon, sock, delete, connect)
     left = connected()
     delete()
-    return {**seen, "ours": ours, "left": left}
+    return {**seen, "ours": ours, "found": found, "left": left}
 
 
 def card_pulled(name: str, engine: str) -> dict[str, Any]:
@@ -192,6 +238,7 @@ def main() -> None:
     facts: dict[str, Any] = {}
     facts["retry"] = target_killed("retry")
     facts["ended"] = ended_without_a_target()
+    facts["stop"] = stopped_and_resumed()
     facts["deleted"] = controller_deleted()
     facts["pulled_aio"] = card_pulled("nvme1n1", "aio")
     facts["pulled_io_uring"] = card_pulled(facts["pulled_aio"]["returned"], "io_uring")

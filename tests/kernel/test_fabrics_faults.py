@@ -45,12 +45,26 @@ def test_sigterm_ends_a_daemon_that_waits_for_a_dead_target(facts: Any) -> None:
     assert (seen["code"], seen["forced"], seen["after"]) == (0, False, [])
 
 
+def test_a_disk_that_stops_keeps_all_its_requests_until_sighup(facts: Any) -> None:
+    seen = facts["stop"]
+    assert (seen["before"], seen["errors"]["stopped"], seen["meanwhile"]) == (OK, True, 0)
+    assert seen["resumed"]["waiting"] == 2
+    assert (seen["answers"], seen["status"], seen["kept_its_data"]) == (2, OK, True)
+    assert (seen["over"]["reported"], seen["code"]) == (0, 0)
+
+
 def test_a_controller_that_is_deleted_is_an_error_to_the_guest_until_it_is_back(facts: Any) -> None:
     went_and_came(facts["deleted"])
 
 
 def test_a_connection_that_was_there_is_used_and_left(facts: Any) -> None:
     assert (facts["deleted"]["ours"], len(facts["deleted"]["left"])) == (False, 1)
+
+
+def test_a_connection_that_was_there_is_told_with_its_timeouts_and_how_to_be_rid_of_it(facts: Any) -> None:
+    found = facts["deleted"]["found"]
+    assert (found["level"], found["fast_io_fail_tmo"], found["ctrl_loss_tmo"]) == ("warning", "off", "600")
+    assert f"`kpoll nvme disconnect --device {found['controller']}`" in found["error"]
 
 
 @pytest.mark.parametrize("engine", ["aio", "io_uring"])
