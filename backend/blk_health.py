@@ -4,7 +4,8 @@ The kernel looks at the capability at each question, so that a descriptor which 
 doesn't help; and the daemon, which a guest talks to, is the last that should keep it. So a process of its own keeps it:
 forked before the sandbox closes, with this one capability, the device, a socket, and a seccomp filter that kills it at
 anything but reading a byte from that socket, asking that device and writing the page back. The daemon can't make it do
-anything else: a byte is all that it can say.
+anything else: a byte is all that it can say. When a device that was deleted is back, the process that opens it again
+(blk_opener.py) gives it a descriptor of it.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import socket
 import struct
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import trio
 
 from kpoll.kernel.rights import CAP_SYS_ADMIN
+from kpoll.nvme.bounded import CrashedError, TooLateError, bounded
 from kpoll.nvme.pages import SmartLog
 from kpoll.vhost._core import ffi, lib
 
@@ -35,15 +37,17 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
 REFRESH_S: Final = 60.0
+START_S: Final = 5.0  # for the first answer: a device that hangs keeps nobody from starting
 _STALE_S: Final = 3 * REFRESH_S
 _ANSWER: Final = struct.Struct(f"=i{lib.SMART_BYTES}s")
 _INSTRUCTION: Final = 8  # bytes of struct sock_filter
 
-_GONE: Final = (errno.ENODEV, errno.ENXIO)  # for good, whatever comes in its place
+_GONE: Final = (errno.ENODEV, errno.ENXIO)  # for good, unless it is brought back
 
 # The helper's descriptors.
 _DEVICE: Final = 3
 _SOCKET: Final = 4
+_NEWS: Final = 5
 _SPARE: Final = 10  # above all of these
 
 
@@ -52,15 +56,19 @@ class Health:
 
     Attributes:
         why_not: Why it isn't known, in words; None while it is, and for a disk that isn't of NVMe.
+        late: Whether that is since the device didn't answer in time at the start.
 
     """
 
-    def __init__(self, log: SmartLog | None = None, why_not: str | None = None) -> None:
+    def __init__(self, log: SmartLog | None = None, why_not: str | None = None, *, late: bool = False) -> None:
         """Begin with what was read, or with why it can't be."""
         self.why_not = why_not
+        self.late = late
         self._log = log
         self._read_at = time.monotonic()
         self._sock: trio.socket.SocketType | None = None
+        self._may_return = False
+        self._returned = trio.Event()
 
     @property
     def log(self) -> SmartLog | None:
@@ -68,9 +76,14 @@ class Health:
         fresh = time.monotonic() - self._read_at < _STALE_S
         return self._log if fresh else None
 
-    def keep_reading(self, sock: socket.socket) -> None:
-        """Have `sock`'s other end asked from now on (`run`)."""
+    def keep_reading(self, sock: socket.socket, *, may_return: bool = False) -> None:
+        """Have `sock`'s other end asked from now on (`run`); also when its device has gone, if that `may_return`."""
         self._sock = trio.socket.from_stdlib_socket(sock)
+        self._may_return = may_return
+
+    def returned(self) -> None:
+        """Have the device asked at once: it had gone, and is back."""
+        self._returned.set()
 
     async def run(self, log: FilteringBoundLogger, learned: Callable[[SmartLog], None]) -> None:
         """Ask again once a minute, if that is possible; say once why it isn't.
@@ -80,13 +93,15 @@ class Health:
             learned: Called with each answer.
 
         """
+        if self.why_not is not None:
+            log.warning("smart_unreadable", error=self.why_not)
         if self._sock is None:
-            if self.why_not is not None:
-                log.warning("smart_unreadable", error=self.why_not)
             return
         alive = True
         while alive:
-            await trio.sleep(REFRESH_S)
+            with trio.move_on_after(REFRESH_S):
+                await self._returned.wait()
+            self._returned = trio.Event()
             before = self.why_not
             alive = await self.refresh()
             if self._log is not None:
@@ -109,7 +124,7 @@ class Health:
         status, page = _ANSWER.unpack(answer)
         self._log, self.why_not = _result(status, page)
         self._read_at = time.monotonic()
-        return -status not in _GONE
+        return self._may_return or -status not in _GONE
 
 
 def _result(status: int, page: bytes) -> tuple[SmartLog | None, str | None]:
@@ -129,45 +144,73 @@ def _result(status: int, page: bytes) -> tuple[SmartLog | None, str | None]:
 
 
 @contextmanager
-def open_health(device: int, *, watched: bool) -> Iterator[Health]:
+def open_health(device: int, *, watched: bool, news: socket.socket | None = None) -> Iterator[Health]:
     """Find out how a device is, and have it asked again later on; the helper ends on leaving.
+
+    Only while this process has no other thread.
 
     Args:
         device: The disk's descriptor; -1 for none.
         watched: Whether anybody will look at it later.
+        news: By which a descriptor of the device comes when it had gone and is back (`Opener.news`); it is closed,
+            being for the helper alone.
 
     """
-    if not is_nvme(device):
-        yield Health()
-        return
-    page = ffi.new("uint8_t[]", lib.SMART_BYTES)
-    health = Health(*_result(lib.smart_read(device, page), bytes(ffi.buffer(page))))
-    if not watched or health.log is None:
+    helper = None
+    try:
+        health = _ask_once(device) if is_nvme(device) else Health()
+        if watched and (health.log is not None or health.late):
+            helper = start_helper(device, news)
+    except OSError as error:
+        health = Health(why_not=f"the process that is to ask can't be confined: {error.strerror}")
+    if news is not None:
+        news.close()
+    if helper is None:
         yield health
         return
+    sock, pid = helper
     try:
-        sock, pid = start_helper(device)
-    except OSError as error:
-        yield Health(why_not=f"the process that is to ask can't be confined: {error.strerror}")
-        return
-    try:
-        health.keep_reading(sock)
+        health.keep_reading(sock, may_return=news is not None)
         yield health
     finally:
         sock.close()
         os.waitpid(pid, os.WNOHANG)  # one that waits for its device isn't waited for
 
 
-def start_helper(device: int) -> tuple[socket.socket, int]:
+def _ask_once(device: int) -> Health:
+    """Ask a device; in a process of its own, since it may hang, and we would."""
+
+    def ask() -> tuple[int, bytes]:
+        page = ffi.new("uint8_t[]", lib.SMART_BYTES)
+        return int(lib.smart_read(device, page)), bytes(ffi.buffer(page))
+
+    try:
+        status, page = cast("tuple[int, bytes]", bounded(ask, START_S, keep=[device]))
+    except TooLateError:
+        return Health(why_not=f"the device doesn't answer within {START_S:g} s", late=True)
+    except CrashedError as error:
+        return Health(why_not=f"the process that was to ask the device is gone: {error}")
+    return Health(*_result(status, page))
+
+
+def start_helper(device: int, news: socket.socket | None = None) -> tuple[socket.socket, int]:
     """Start the process that asks `device`; it ends when the socket is closed. Raises OSError.
 
     Returns that socket, and the process's number.
+
+    Args:
+        device: A descriptor.
+        news: By which another one may come, to be asked instead.
+
     """
     program = filter_program(
         {
             "ioctl": (_DEVICE, lib.NVME_IOCTL_ADMIN_CMD),
             "read": (_SOCKET,),
             "write": (_SOCKET,),
+            "recvfrom": (_NEWS,),
+            "recvmsg": (_NEWS,),
+            "close": (_DEVICE,),
             "exit_group": (),
         }
     )
@@ -176,26 +219,27 @@ def start_helper(device: int) -> tuple[socket.socket, int]:
         pid = os.fork()
         if pid == 0:
             try:
-                _become_helper(device, theirs.fileno(), program)
+                _become_helper(device, theirs.fileno(), -1 if news is None else news.fileno(), program)
             finally:
                 os._exit(1)
     ours.setblocking(False)
     return ours, pid
 
 
-def _become_helper(device: int, sock: int, program: bytes) -> None:
+def _become_helper(device: int, sock: int, news: int, program: bytes) -> None:
     """Keep nothing but what it takes, then serve; returns only when that fails. Raises OSError."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # it ends with the daemon, not before
-    device, sock = (fcntl.fcntl(fd, fcntl.F_DUPFD, _SPARE) for fd in (device, sock))
     null = os.open(os.devnull, os.O_RDWR)
+    device, sock, news = (fcntl.fcntl(fd, fcntl.F_DUPFD, _SPARE) for fd in (device, sock, null if news < 0 else news))
     for fd in range(_DEVICE):  # nobody who reads the daemon's log waits for this process too
         os.dup2(null, fd)
     os.dup2(device, _DEVICE)
     os.dup2(sock, _SOCKET)
-    os.closerange(_SOCKET + 1, os.sysconf("SC_OPEN_MAX"))
+    os.dup2(news, _NEWS)
+    os.closerange(_NEWS + 1, os.sysconf("SC_OPEN_MAX"))
     set_name("kpoll-smart")
     set_no_new_privs()
     drop_capabilities(frozenset({CAP_SYS_ADMIN}))
     set_undumpable()
     instructions: Any = ffi.from_buffer(program)
-    lib.smart_serve(_DEVICE, _SOCKET, instructions, len(program) // _INSTRUCTION)
+    lib.smart_serve(_DEVICE, _SOCKET, _NEWS, instructions, len(program) // _INSTRUCTION)

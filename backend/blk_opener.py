@@ -4,7 +4,8 @@ A descriptor of a deleted disk stays dead for ever, whatever appears in its plac
 sandbox closes that keeps the right to open one disk: it has no capabilities, starts no programs, makes no sockets, and
 takes no words from us, just a byte for "now". It looks for the namespace with the same identity (sysfs's `wwid`, in
 which the kernel puts its UUID, NGUID or EUI-64, else vendor, serial number, model and NSID), sees that its blocks are
-as large, and hands descriptors of it over. Who hijacks the daemon gains nothing: it had that disk before.
+as large, and hands descriptors of it over. Who hijacks the daemon gains nothing: it had that disk before. The process
+that asks the device how it is (blk_health.py) gets one too, straight from here: it takes none from the daemon.
 """
 
 from __future__ import annotations
@@ -77,11 +78,19 @@ def device_bytes(fd: int) -> int:
 
 
 class Opener:
-    """The process, seen from the daemon."""
+    """The process, seen from the daemon.
 
-    def __init__(self, sock: socket.socket) -> None:
-        """Speak with it by `sock`, which the caller closes."""
+    Attributes:
+        sock: How it is spoken with.
+        news: A SOCK_SEQPACKET socket by which it gives a descriptor of what it has opened to whom else this is given.
+            Who keeps it without reading keeps the disk in use.
+
+    """
+
+    def __init__(self, sock: socket.socket, news: socket.socket | None = None) -> None:
+        """Speak with it by `sock`; the caller closes both."""
         self.sock = sock
+        self.news = news
         self.sock.settimeout(_ANSWER_S)
         self._asked = False
 
@@ -126,25 +135,31 @@ def opener(fd: int) -> Iterator[Opener | None]:
     flags = fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_DIRECT | os.O_NOATIME)
     block = _block_bytes(fd)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    news, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     child = os.fork()
     if child == 0:
-        _serve(theirs, wanted, flags, block)
+        _serve(theirs, told, wanted, flags, block)
     theirs.close()
+    told.close()
     try:
-        yield Opener(ours)
+        yield Opener(ours, news)
     finally:
+        news.close()
         with contextlib.suppress(OSError):
             ours.shutdown(socket.SHUT_RDWR)  # a thread may still be asking
         ours.close()
         os.waitpid(child, os.WNOHANG)  # one that waits for its disk isn't waited for
 
 
-def _serve(sock: socket.socket, wanted: str, flags: int, block: int) -> NoReturn:
+def _serve(sock: socket.socket, told: socket.socket, wanted: str, flags: int, block: int) -> NoReturn:
     """Be that process, until the other end is closed. Nothing of the daemon runs here any more, not even at the end."""
     try:
-        keep = sock.fileno()
-        os.closerange(0, keep)
-        os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
+        last = -1
+        for keep in sorted((sock.fileno(), told.fileno())):
+            os.closerange(last + 1, keep)
+            last = keep
+        os.closerange(last + 1, os.sysconf("SC_OPEN_MAX"))
+        told.setblocking(False)
         # A terminal's Ctrl-C goes to us too, and we're needed until the daemon has ended.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
         with contextlib.suppress(OSError):
@@ -154,6 +169,9 @@ def _serve(sock: socket.socket, wanted: str, flags: int, block: int) -> NoReturn
         while sock.recv(1) == _NOW:
             fds = _open(wanted, flags, block)
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            with contextlib.suppress(OSError):  # nobody is there, or nobody listens at the moment
+                if fds:
+                    socket.send_fds(told, [_HERE], fds[:1])
             sock.sendmsg([_HERE if fds else _NOT_HERE], ancillary)
             for fd in fds:
                 os.close(fd)

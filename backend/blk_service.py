@@ -45,7 +45,8 @@ def open_blk(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[Service]:
         disk = stack.enter_context(open_disk(config))
         again = stack.enter_context(opener(disk.fd)) if disk.fd >= 0 else None
         watched = config.metrics.tcp is not None or config.metrics.path is not None
-        health = stack.enter_context(open_health(disk.fd, watched=watched))
+        news = None if again is None else again.news
+        health = stack.enter_context(open_health(disk.fd, watched=watched, news=news))
 
         def learn(page: SmartLog) -> None:
             disk.lifetime = lifetime(page.percent_used, page.avail_spare, page.spare_thresh)
@@ -61,6 +62,7 @@ def open_blk(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[Service]:
         async def came_back() -> None:
             await resize.check()
             errors.disk_returned()
+            health.returned()
 
         returned = ReturnWatch(device, again, came_back, log)
         stack.callback(returned.close)
@@ -72,7 +74,7 @@ def open_blk(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[Service]:
                 nursery.start_soon(resize.run)
                 nursery.start_soon(errors.run)
                 nursery.start_soon(returned.run)
-                if watched:
+                if watched or health.late:
                     nursery.start_soon(health.run, log, learn)
 
         async def refresh() -> None:

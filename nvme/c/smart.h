@@ -28,13 +28,14 @@ struct smart_answer {
 
 /**
  * smart_serve() - Give up all system calls that @filter denies, then answer each byte on @sock with a struct smart_answer
- * @device:	As for smart_read()
+ * @device:	As for smart_read(); all lower descriptors are open
  * @sock:	A connected SOCK_SEQPACKET socket
+ * @news:	Another one; a descriptor that comes by it takes @device's place. No socket: none will
  * @filter:	Of seccomp; @length instructions
  *
  * For a process of its own, which it ends when @sock's other end is closed: nothing is done once the filter is in but
  * ioctl(2) on @device, read(2) and write(2) on @sock, and exit_group(2). Return: -errno when the filter can't be had
  */
-int smart_serve(int device, int sock, const void *filter, uint16_t length);
+int smart_serve(int device, int sock, int news, const void *filter, uint16_t length);
 
 #endif

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,6 +171,16 @@ def stopped_and_resumed() -> dict[str, Any]:
         }
 
 
+def smart_asks(daemon: Daemon) -> str | None:
+    """Name the device that a daemon's helper asks how it is."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+            if (process / "comm").read_text() == "kpoll-smart\n" and parent == str(daemon.pid):
+                return (process / "fd/3").readlink().name
+    return None
+
+
 def removed(daemon: Daemon, sock: Path, remove: Any, bring_back: Any) -> dict[str, Any]:
     """Remove the disk under a guest, and bring it back."""
     pattern = b"\xa5" * LENGTH
@@ -183,6 +193,7 @@ def removed(daemon: Daemon, sock: Path, remove: Any, bring_back: Any) -> dict[st
         bring_back()
         returned = daemon.logged("disk_returned")
         say("returned")
+        until(lambda: smart_asks(daemon) == returned["namespace"])
         # What is asked as it comes back may still find the old one.
         after = guest.request(IN, 64, length=LENGTH)
     return {

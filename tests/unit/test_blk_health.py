@@ -105,13 +105,38 @@ def test_the_helper_has_one_capability_and_no_descriptor_but_the_device_and_its_
             assert {int(facts[f"Cap{kind}"], 16) for kind in ("Inh", "Bnd", "Amb")} == {0}
             assert (facts["Seccomp"], facts["NoNewPrivs"]) == ("2", "1")
             links = {fd.name: str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
-            assert {links.pop(fd) for fd in "0123"} == {os.devnull}
+            assert {links.pop(fd) for fd in "01235"} == {os.devnull}
             assert links.pop("4").startswith("socket:")
             assert links == {}
             os.kill(pid, signal.SIGTERM)  # as a terminal's Ctrl-C goes to all: it serves on
             sock.send(b"?")
             assert len(sock.recv(4096)) == 4 + lib.SMART_BYTES
         assert os.waitpid(pid, 0) == (pid, 0), "it ends when nobody can ask any more"
+
+
+@needs_root
+def test_the_helper_asks_the_device_that_came_last(tmp_path: Path) -> None:
+    ours, news = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with Path(os.devnull).open("rb") as device:
+        sock, pid = start_helper(device.fileno(), news)
+    news.close()
+
+    def asked() -> str:
+        sock.send(b"?")
+        assert len(sock.recv(4096)) == 4 + lib.SMART_BYTES
+        return str(Path(f"/proc/{pid}/fd/3").readlink())
+
+    with sock, ours:
+        sock.setblocking(True)
+        assert asked() == os.devnull
+        for name in ("a", "b", "c"):
+            with (tmp_path / name).open("wb") as file:
+                socket.send_fds(ours, [b"+"], [file.fileno(), sock.fileno()])
+        assert asked() == asked() == str(tmp_path / "c")
+        assert {fd.name for fd in Path(f"/proc/{pid}/fd").iterdir()} == set("012345"), "and keeps nothing else"
+        ours.close()
+        assert asked() == str(tmp_path / "c"), "also when nobody brings it any more"
+    assert os.waitpid(pid, 0) == (pid, 0)
 
 
 def test_the_filter_kills_at_anything_else() -> None:
@@ -198,6 +223,66 @@ def test_of_a_device_that_has_gone_nobody_asks_again(monkeypatch: pytest.MonkeyP
         assert theirs.recv(8) == b"", "hung up"
     assert learned == [SMART]
     assert [line["error"] for line in log.lines] == ["Input/output error", "No such device"]
+
+
+def test_a_device_that_may_return_is_asked_for_ever_and_at_once_when_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blk_health, "REFRESH_S", 3600)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    learned: list[SmartLog] = []
+    health = Health(SMART)
+
+    async def main() -> None:
+        log: Any = Log()
+        async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.deadline = trio.current_time() + 60
+            nursery.start_soon(health.run, log, learned.append)
+            for answer in (struct.pack("=i512s", -errno.ENODEV, b""), struct.pack("=i512s", 0, whole)):
+                health.returned()
+                await trio.lowlevel.wait_readable(theirs)
+                assert theirs.recv(8) == b"?"
+                theirs.send(answer)
+            while not learned:
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+
+    whole = page("smart-log", lib.SMART_BYTES)
+    with ours, theirs:
+        health.keep_reading(ours, may_return=True)
+        trio.run(main)
+    assert learned == [SMART]
+
+
+def test_a_device_that_hangs_at_the_start_keeps_nobody_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hangs(device: int, to: Any) -> int:
+        del device, to
+        while True:
+            signal.pause()
+
+    monkeypatch.setattr(blk_health, "START_S", 0.1)
+    monkeypatch.setattr(blk_health, "is_nvme", lambda _: True)
+    monkeypatch.setattr(
+        blk_health, "lib", SimpleNamespace(smart_read=hangs, SMART_BYTES=lib.SMART_BYTES), raising=False
+    )
+    log: Any = Log()
+    began = time.monotonic()
+    with Path(os.devnull).open("rb") as device, open_health(device.fileno(), watched=False) as health:
+        assert time.monotonic() - began < 30
+        assert (health.log, health.late) == (None, True)
+        trio.run(health.run, log, lambda _: None)
+    assert log.lines == [{"event": "smart_unreadable", "error": "the device doesn't answer within 0.1 s"}]
+
+
+def test_a_device_that_was_late_at_the_start_is_asked_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    monkeypatch.setattr(blk_health, "is_nvme", lambda _: True)
+    monkeypatch.setattr(blk_health, "_ask_once", lambda _: Health(why_not="late", late=True))
+    monkeypatch.setattr(blk_health, "start_helper", lambda *_: (ours, os.fork() or os._exit(0)))
+    with theirs, Path(os.devnull).open("rb") as device, open_health(device.fileno(), watched=True) as health:
+        theirs.send(struct.pack("=i512s", 0, page("smart-log", lib.SMART_BYTES)))
+        trio.run(health.refresh)
+        assert (health.log, health.why_not) == (SMART, None)
 
 
 def test_figures_that_grow_old_are_shown_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
