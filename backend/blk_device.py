@@ -156,10 +156,19 @@ class BlkDevice(WorkerDevice):
             await self.pins.follow(memory)
 
     async def reopened(self) -> None:
-        """Have the engines use what is behind the disk's descriptor now. Raises as Worker.join_lane() does."""
+        """Have the engines use what is behind the disk's descriptor now.
+
+        Raises as Worker.join_lane() does, once all workers were asked; may be called again then.
+        """
         self.disk.reopened()
+        failed = None
         for lane, worker in {queue.lane: queue.worker for queue in self.queues}.items():
-            await worker.join_lane(lane)
+            try:
+                await worker.join_lane(lane)
+            except OSError as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
     async def start_vring(self, vring: VringConfig) -> None:
         """Start serving a queue; the guest learns of a size that it can't know yet."""

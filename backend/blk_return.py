@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _DRAIN_BYTES: Final = 65536
 _TRIES: Final = 50  # the node in /dev comes after the event, and udev opens it too
 _TRY_S: Final = 0.1
+_SERVE_S: Final = 1.0  # what a worker lacks, descriptors or memory, may be there then
 
 
 class ReturnWatch:
@@ -110,7 +111,7 @@ class ReturnWatch:
         return stat.S_ISBLK(status.st_mode) and is_gone(status.st_rdev)
 
     async def _take(self, fd: int, claim: int) -> bool:
-        """Put a disk in the old one's place; returns whether it is there."""
+        """Put a disk in the old one's place; returns whether it is there, and served."""
         if not self._is_large_enough(fd):
             os.close(fd)
             os.close(claim)
@@ -120,15 +121,30 @@ class ReturnWatch:
         if self._claim is not None:
             os.close(self._claim)
         self._claim = claim
+        if not await self._serve():
+            return False
         self._missing = False
-        try:
-            await self._device.reopened()
-        except OSError as error:
-            self._log.error("disk_return_failed", error=str(error))
-            return True
         self._log.info("disk_returned", namespace=os.path.basename(os.readlink(f"/proc/self/fd/{claim}")))  # noqa: PTH115, PTH119
         await self._returned()
         return True
+
+    async def _serve(self) -> bool:
+        """Have the workers use it, which may take several tries; returns False when it has gone again meanwhile."""
+        told = False
+        while True:
+            try:
+                await self._device.reopened()
+            except OSError as error:
+                if not told:
+                    self._log.error(
+                        "disk_return_failed", error=f"a worker can't take it: {error}: tried again each second"
+                    )
+                told = True
+            else:
+                return True
+            await trio.sleep(_SERVE_S)
+            if self._gone():
+                return False
 
     def _is_large_enough(self, fd: int) -> bool:
         """Whether it has all that the guest knows of."""

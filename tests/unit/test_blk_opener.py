@@ -14,13 +14,15 @@ import pytest
 import structlog
 import trio
 from structlog.testing import LogCapture
+from trio.testing import MockClock
 
 from kpoll.backend import blk_opener, blk_return
+from kpoll.backend.blk_device import BlkDevice
 from kpoll.backend.blk_opener import Opener
 from kpoll.backend.blk_return import ReturnWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
 
 @pytest.fixture
@@ -121,9 +123,11 @@ class Back:
     def __init__(self) -> None:
         """Have handed out nothing."""
         self.fds: list[int] = []
+        self.asked = 0
 
     def ask(self) -> tuple[int, int]:
         """Hand it out."""
+        self.asked += 1
         self.fds = [os.open("/dev/zero", os.O_RDONLY), os.open("/dev/zero", os.O_RDONLY)]
         return self.fds[0], self.fds[1]
 
@@ -157,21 +161,74 @@ def test_a_disk_that_came_back_smaller_than_the_guest_knows_it_is_refused_and_th
     assert "has 8 sectors now, and the guest knows of 9" in log.entries[1]["error"]
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_one_that_is_as_large_takes_the_old_ones_place_and_a_worker_that_fails_then_is_told_of(
-    dead: int, monkeypatch: pytest.MonkeyPatch, *, fails: bool
-) -> None:
-    async def reopened() -> None:
-        await trio.lowlevel.checkpoint()
-        if fails:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
+def returns(dead: int, monkeypatch: pytest.MonkeyPatch, reopened: Callable[[], Awaitable[None]]) -> LogCapture:
+    """Have a disk come back that is as large."""
     watched, log = watch(Back(), disk=SimpleNamespace(fd=dead, capacity=8), reopened=reopened)
     monkeypatch.setattr(blk_return, "device_bytes", lambda _: 8 * 512)
-    trio.run(watched.look)
+    monkeypatch.setattr(watched, "_gone", lambda: behind(dead) == os.devnull)
+    trio.run(watched.look, clock=MockClock(autojump_threshold=0))
     watched.close()
     assert behind(dead) == "/dev/zero"
-    last = log.entries[-1]
-    assert (last["event"], last.get("namespace"), last.get("error")) == (
-        ("disk_return_failed", None, "[Errno 28] No space left on device") if fails else ("disk_returned", "zero", None)
-    )
+    return log
+
+
+def test_one_that_is_as_large_takes_the_old_ones_place(dead: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = returns(dead, monkeypatch, trio.lowlevel.checkpoint)
+    assert (log.entries[-1]["event"], log.entries[-1]["namespace"]) == ("disk_returned", "zero")
+
+
+def test_a_worker_that_can_not_take_it_is_told_of_once_and_asked_until_it_can(
+    dead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: list[float] = []
+
+    async def reopened() -> None:
+        await trio.lowlevel.checkpoint()
+        times.append(trio.current_time())
+        if len(times) < 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    log = returns(dead, monkeypatch, reopened)
+    assert [later - times[0] for later in times] == pytest.approx([0, 1, 2, 3])
+    assert [line["event"] for line in log.entries] == ["disk_gone", "disk_return_failed", "disk_returned"]
+    assert "No space left on device: tried again each second" in log.entries[1]["error"]
+
+
+def test_one_that_goes_again_before_a_worker_could_take_it_is_opened_anew(
+    dead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = 0
+
+    async def reopened() -> None:
+        nonlocal times
+        await trio.lowlevel.checkpoint()
+        times += 1
+        if times == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    back = Back()
+    watched, log = watch(back, disk=SimpleNamespace(fd=dead, capacity=8), reopened=reopened)
+    monkeypatch.setattr(blk_return, "device_bytes", lambda _: 8 * 512)
+    trio.run(watched.look, 2, clock=MockClock(autojump_threshold=0))
+    watched.close()
+    assert (times, back.asked) == (2, 2)
+    assert [line["event"] for line in log.entries] == ["disk_gone", "disk_return_failed", "disk_returned"]
+
+
+def test_a_worker_that_can_not_take_a_disk_that_is_back_keeps_it_from_no_other() -> None:
+    asked: list[int] = []
+
+    def worker(number: int) -> Any:
+        async def join_lane(lane: int) -> None:
+            await trio.lowlevel.checkpoint()
+            asked.append(lane)
+            if number == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        return SimpleNamespace(join_lane=join_lane)
+
+    queues = [SimpleNamespace(lane=number, worker=worker(number)) for number in range(3)]
+    device: Any = SimpleNamespace(disk=SimpleNamespace(reopened=lambda: None), queues=queues)
+    with pytest.raises(OSError, match="No space left"):
+        trio.run(BlkDevice.reopened, device)
+    assert asked == [0, 1, 2]
