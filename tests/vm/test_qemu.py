@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 from typing import TYPE_CHECKING
 
@@ -154,6 +155,49 @@ async def test_a_grown_image_reaches_the_running_guest(tmp_path: Path, image: Pa
         written = (await guest.finish("the new size", seconds=60)).splitlines()[-1].split()[0]
         assert sha256(image, 2 * SIZE - MIB, MIB) == written
         await no_io_errors(guest)
+
+
+@trio_test
+async def test_a_disk_that_stops_keeps_the_guest_waiting_and_no_error_reaches_it(tmp_path: Path, image: Path) -> None:
+    """--on-error stop: while half of the image is cut off all wait; once it is mended SIGHUP has all done."""
+    half = hashlib.sha256(b"kpoll").digest() * (SIZE // 2 // 32)
+
+    def mend() -> None:
+        with image.open("r+b") as file:
+            file.seek(SIZE // 2)
+            file.write(half)
+            os.fsync(file.fileno())
+
+    def read(block: int, to: str) -> str:
+        """Read a block, and don't wait for it."""
+        return (
+            f"dd if=/dev/vda bs=4k skip={block} count=1 iflag=direct of=/tmp/{to} 2>/dev/null & echo $! > /tmp/{to}.pid"
+        )
+
+    mend()
+    async with (
+        kpoll_blk(tmp_path, image, "--on-error", "stop") as daemon,
+        qemu(qemu_disk(daemon.socket, queues=2), cpus=2) as guest,
+    ):
+        os.truncate(image, SIZE // 2)
+        await guest.run(read(SIZE // 2 // 4096, "lost"))
+        assert (await daemon.logged("disk_errors"))["stopped"] is True
+        await guest.run(read(0, "there"))
+        while (await daemon.metrics()).total("kpoll_requests_kept") < 2:
+            pass
+        await guest.run("for each in lost there; do kill -0 $(cat /tmp/$each.pid); done")
+        mend()
+        daemon.child.signal(signal.SIGHUP)
+        assert (await daemon.logged("disk_resumed"))["waiting"] == 2
+        sums = await guest.run("""
+            for each in lost there; do
+                while kill -0 $(cat /tmp/$each.pid) 2>/dev/null; do :; done
+                sha256sum < /tmp/$each
+            done""")
+        blocks = half[:4096], bytes(4096)
+        assert [line.split()[0] for line in sums.splitlines()] == [hashlib.sha256(each).hexdigest() for each in blocks]
+        await no_io_errors(guest)
+        assert (await daemon.logged("disk_errors_over"))["reported"] == 0
 
 
 @trio_test
