@@ -17,6 +17,7 @@ earlier, lest an interrupted call be the answer.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import os
 import pickle
@@ -100,6 +101,7 @@ def _carry_out(
     code = 1
     try:
         gc.disable()  # it would close descriptors, by numbers that are others' now
+        sock = socket.socket(fileno=fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))  # it may be one of 0 to 2
         _close_all_but(sock.fileno(), *keep)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a terminal's go to us too

@@ -9,6 +9,8 @@ import fcntl
 import os
 import select
 import signal
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -276,6 +278,12 @@ def test_its_process_keeps_no_descriptor_but_what_it_is_to_have(tmp_path: Path) 
         assert [found.pop(fd) for fd in range(3)] == [os.devnull] * 3
         assert found.pop(kept.fileno()) == str(tmp_path / "kept")
         assert [link.partition(":")[0] for link in found.values()] == ["socket"]
+
+
+def test_it_answers_also_who_was_started_without_standard_streams() -> None:
+    program = "from kpoll.nvme.bounded import bounded; import os; os._exit(bounded(lambda: 7, 60))"
+    command = ["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, program]
+    assert subprocess.run(command, check=False).returncode == 7
 
 
 @pytest.mark.parametrize(
