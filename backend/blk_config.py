@@ -52,7 +52,10 @@ class BlkFeature(IntFlag):
 
 @dataclass(frozen=True, kw_only=True)
 class DiskLimits:
-    """What the file or device underneath can do; sizes in bytes, 0 where it has no such thing or no limit."""
+    """What the file or device underneath can do; sizes in bytes, 0 where it has no such thing or no limit.
+
+    `write_cache`: what was written may be lost until it is flushed.
+    """
 
     read_only: bool
     block_device: bool
@@ -65,6 +68,7 @@ class DiskLimits:
     discard_granularity: int = 0
     write_zeroes_max: int = 0
     max_bytes: int = 0
+    write_cache: bool = True
 
     @property
     def blk_size(self) -> int:

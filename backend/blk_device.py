@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from .config import BlkConfig
     from .engines import Engine
     from .iopoll import Iopoll
-
-_WRITEBACK_RESET: Final = 1  # virtio 1.2 §5.2.5: after reset the mode may be either, and says so
 
 
 class BlkDevice(WorkerDevice):
@@ -73,7 +71,12 @@ class BlkDevice(WorkerDevice):
         self._log = log
         self._features = device_features(disk.limits, lifetime=bool(disk.lifetime))
         self._negotiated = 0
-        self._writeback = _WRITEBACK_RESET
+        # Virtio 1.2 §5.2.5: after reset the mode may be either, and says so. A driver that reads writethrough leaves
+        # its flushes out: where there is no cache they would make nothing safer. Should the device get one all the
+        # same (its administrator, a controller that comes back), each write is still durable: it carries RWF_DSYNC,
+        # which the kernel drops for a device without a cache (FUA), as it does a flush.
+        self._writeback_reset = int(disk.limits.write_cache)
+        self._writeback = self._writeback_reset
         self._writeback_known = False  # to the guest of this session
         self._capacity_known: int | None = None  # as this session's front-end last read it
         self._started = False  # a vring, in this session
@@ -92,7 +95,7 @@ class BlkDevice(WorkerDevice):
         if session is not None:
             if self.disk.dev.stopped:
                 lib.blk_dev_resume(self.disk.dev)
-            self._writeback = _WRITEBACK_RESET
+            self._writeback = self._writeback_reset
             self._writeback_known = self._started = False
             self._capacity_known = None
 

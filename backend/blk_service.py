@@ -95,6 +95,7 @@ def open_blk(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[Service]:
                 "iopoll": device.engine.iopoll,
                 "iopoll_why": device.iopoll.why,
                 "pin_guest_memory": config.pin_guest_memory,
+                "write_cache": disk.limits.write_cache,
                 "capacity": disk.capacity,
                 "queues": config.num_queues,
                 "workers": config.workers,

@@ -29,6 +29,7 @@ struct io_target {
 	bool direct, block_device, read_only;
 	bool nowait;        /* RWF_NOWAIT is understood for reads and writes */
 	bool polls;         /* a block device whose driver has queues to poll: sysfs queue/io_poll */
+	bool write_cache;   /* what was written may be lost until it is flushed; not so: sysfs queue/write_cache */
 	uint32_t mem_align; /* O_DIRECT's demands in bytes, powers of two; 1 when not direct */
 	uint32_t offset_align;
 	uint32_t logical_block, physical_block, io_min, io_opt;      /* bytes */

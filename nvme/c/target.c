@@ -26,26 +26,48 @@
 #define PROBE_SIZE 65536u /* no less than any logical block size: the kernel's own limit (BLK_MAX_BLOCK_SIZE) */
 #define FILE_EXTENT_MAX (UINT64_C(1) << 31) /* what one discard of a file may cover: a bound on how long it takes */
 
-/* Which block device a file's data is on, for its queue limits; a partition has them in its parent's folder. */
-static uint64_t queue_limit(dev_t dev, const char *name)
+/* What sysfs tells of a block device's queue; a partition has it in its parent's folder. Return: NULL where it doesn't */
+static FILE *open_queue(dev_t dev, const char *name)
 {
 	static const char *const formats[] = { "/sys/dev/block/%u:%u/queue/%s", "/sys/dev/block/%u:%u/../queue/%s" };
 	char path[128];
-	uint64_t value = 0;
+	FILE *f = NULL;
 
-	for (unsigned i = 0; i < sizeof(formats) / sizeof(formats[0]); i++) {
-		FILE *f;
-		int got;
-
+	for (unsigned i = 0; !f && i < sizeof(formats) / sizeof(formats[0]); i++) {
 		snprintf(path, sizeof(path), formats[i], major(dev), minor(dev), name);
 		f = fopen(path, "re");
-		if (!f)
-			continue;
-		got = fscanf(f, "%" SCNu64, &value);
-		fclose(f);
-		return got == 1 ? value : 0;
 	}
-	return 0;
+	return f;
+}
+
+static uint64_t queue_limit(dev_t dev, const char *name)
+{
+	FILE *f = open_queue(dev, name);
+	uint64_t value = 0;
+
+	if (!f)
+		return 0;
+	if (fscanf(f, "%" SCNu64, &value) != 1)
+		value = 0;
+	fclose(f);
+	return value;
+}
+
+/*
+ * Is what was written durable once it was answered? The kernel drops flushes and FUA to a device of which it says so,
+ * whoever asks, so it is believed.
+ */
+static bool writes_through(dev_t dev)
+{
+	FILE *f = open_queue(dev, "write_cache");
+	char mode[16] = "";
+
+	if (!f)
+		return false;
+	if (!fgets(mode, sizeof(mode), f))
+		mode[0] = '\0';
+	fclose(f);
+	return !strcmp(mode, "write through\n");
 }
 
 /* O_NOATIME saves the kernel touch_atime() on every read; only the owner may ask for it. */
@@ -103,6 +125,7 @@ static void learn_direct(struct io_target *t, const struct stat *st)
 
 		fcntl(t->fd, F_SETFL, flags & ~O_DIRECT);
 		t->mem_align = t->offset_align = 1;
+		t->write_cache = true; /* the kernel's: pages */
 	}
 	t->nowait = buf && probe_read(t->fd, t->direct ? t->offset_align : 1, RWF_NOWAIT, buf);
 	free(buf);
@@ -125,6 +148,7 @@ static int learn_block_device(struct io_target *t, dev_t dev)
 	t->max_segments = (uint32_t)queue_limit(dev, "max_segments");
 	t->max_bytes = queue_limit(dev, "max_sectors_kb") * 1024;
 	t->polls = queue_limit(dev, "io_poll") != 0;
+	t->write_cache = !writes_through(dev);
 	if (t->read_only)
 		return 0;
 	/* The kernel's "no limit" is UINT32_MAX sectors of 512 bytes, which larger blocks don't divide. */
@@ -188,7 +212,13 @@ int io_target_open(struct io_target *t, const char *path, bool read_only)
 	int ret;
 
 	*t = (struct io_target){
-		.fd = -1, .fd_buffered = -1, .read_only = read_only, .direct = true, .mem_align = 1, .offset_align = 1
+		.fd = -1,
+		.fd_buffered = -1,
+		.read_only = read_only,
+		.direct = true,
+		.write_cache = true,
+		.mem_align = 1,
+		.offset_align = 1,
 	};
 	/* Before open(2), which would block on a FIFO and rewind a tape. */
 	if (stat(path, &st) < 0)
@@ -224,6 +254,7 @@ void io_target_null(struct io_target *t, uint64_t size)
 	*t = (struct io_target){
 		.fd = -1,
 		.fd_buffered = -1,
+		.write_cache = true,
 		.mem_align = 1,
 		.offset_align = 1,
 		.logical_block = SECTOR,

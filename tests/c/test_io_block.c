@@ -265,6 +265,16 @@ static void what_completes_inline_is_read_without_a_ring(void)
 	free(buf);
 }
 
+static void it_has_no_cache_to_flush(void)
+{
+	CHECK(!t.write_cache);
+}
+
+static void it_has_a_cache_to_flush(void)
+{
+	CHECK(t.write_cache);
+}
+
 static void on_zram(void)
 {
 	static const char *const engines[] = { "aio", "io_uring" };
@@ -278,6 +288,7 @@ static void on_zram(void)
 			common();
 			if (i == 0)
 				RUN(what_completes_inline_is_read_without_a_ring);
+			RUN(it_has_no_cache_to_flush);
 			engine_done();
 		}
 		CHECK(zram_remove());
@@ -314,6 +325,7 @@ static void on_loop(void)
 		} else {
 			if (engine_here(engines[i])) {
 				common();
+				RUN(it_has_a_cache_to_flush);
 				a_discard_reaches_the_file_below(file);
 				engine_done();
 			}

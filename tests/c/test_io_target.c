@@ -19,6 +19,7 @@ static void a_file_is_512_byte_blocks_whatever_it_lies_on(void)
 	CHECK_EQ(t.logical_block, 512);
 	CHECK(t.physical_block >= 512);
 	CHECK_EQ(t.discard_granularity, t.physical_block);
+	CHECK(t.write_cache); /* its filesystem has one, whatever the disk below it has */
 	io_target_close(&t);
 	CHECK_EQ(t.fd, -1);
 	CHECK_EQ(t.fd_buffered, -1);

@@ -20,7 +20,8 @@ def loop_device(image: Path) -> Iterator[Path]:
     losetup = shutil.which("losetup", path=f"{os.environ['PATH']}:/sbin:/usr/sbin")
     if losetup is None or os.geteuid() != 0:
         pytest.skip("a loop device takes root and losetup")
-    made = subprocess.run([losetup, "--find", "--show", image], capture_output=True, text=True, check=False)
+    words = [losetup, "--find", "--show", "--partscan", str(image)]
+    made = subprocess.run(words, capture_output=True, text=True, check=False)
     if made.returncode:
         pytest.skip(f"no loop device to be had: {made.stderr.strip()}")
     device = Path(made.stdout.strip())

@@ -1,0 +1,95 @@
+"""What a guest is told of its disk is what the block device below says of itself; a loop device stands for it here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cli.harness import OUT, SECTOR, Daemon, Guest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MIB = 1 << 20
+WRITEBACK = 32  # in struct virtio_blk_config
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.touch()
+    os.truncate(path, 16 * MIB)
+    return path
+
+
+@pytest.fixture
+def sock(tmp_path: Path) -> Path:
+    return tmp_path / "s"
+
+
+@contextmanager
+def limit(device: Path, name: str, value: str) -> Iterator[None]:
+    """Have the kernel believe something of a block device for a while."""
+    knob = Path("/sys/block") / device.name / "queue" / name
+    before = knob.read_text()
+    knob.write_text(value)
+    try:
+        yield
+    finally:
+        knob.write_text(before)
+
+
+@contextmanager
+def partition(device: Path) -> Iterator[Path]:
+    """Make all but the first MiB of a block device a partition, for a while."""
+    subprocess.run(["addpart", device, "1", "2048", str(15 * MIB // SECTOR)], check=True)
+    try:
+        yield Path(f"{device}p1")
+    finally:
+        subprocess.run(["delpart", device, "1"], check=True)
+
+
+def modes(daemon: Daemon) -> list[bool]:
+    """Return the cache modes that the log tells of."""
+    return [line["write_back"] for line in daemon.log if line["event"] == "cache_mode"]
+
+
+@pytest.mark.parametrize("part", [False, True], ids=["disk", "partition"])
+def test_a_device_without_a_write_cache_is_writethrough_until_the_driver_says_otherwise(
+    loop_device: Path, sock: Path, *, part: bool
+) -> None:
+    with (
+        limit(loop_device, "write_cache", "write through"),
+        partition(loop_device) as first,
+        Daemon("blk", "--socket-path", sock, "--blk-file", first if part else loop_device) as daemon,
+    ):
+        assert daemon.logged("started")["write_cache"] is False
+        daemon.logged("listening")
+        with Guest(sock) as guest:
+            assert guest.frontend.get_config(WRITEBACK, 1) == b"\0"
+            assert guest.request(OUT, 0, out=b"x" * SECTOR)[0] == 0
+            guest.frontend.set_config(WRITEBACK, b"\1")
+            assert guest.frontend.get_config(WRITEBACK, 1) == b"\1"
+        daemon.logged("frontend_disconnected")
+        assert daemon.stop() == 0
+    assert modes(daemon) == [True]
+
+
+@pytest.mark.parametrize("part", [False, True], ids=["disk", "partition"])
+def test_a_device_with_a_write_cache_begins_with_writeback(loop_device: Path, sock: Path, *, part: bool) -> None:
+    with (
+        partition(loop_device) as first,
+        Daemon("blk", "--socket-path", sock, "--blk-file", first if part else loop_device) as daemon,
+    ):
+        assert daemon.logged("started")["write_cache"] is True
+        daemon.logged("listening")
+        with Guest(sock) as guest:
+            assert guest.frontend.get_config(WRITEBACK, 1) == b"\1"
+        daemon.logged("frontend_disconnected")
+        assert daemon.stop() == 0
+    assert modes(daemon) == [True]
