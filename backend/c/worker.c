@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * worker.c - the loop of a worker thread, and its mailbox
+ * worker.c - the loop of a worker thread
  *
  * THEORY OF OPERATION
  *
@@ -8,18 +8,6 @@
  * engine and the mailbox have an entry. State is prepared by the steering thread, applied here between two turns, and
  * acknowledged: a queue belongs to the worker from the START command until it stores STOPPED, which it does only when
  * nothing of that queue is in flight and the wait set no longer names its memory.
- *
- * The mailbox is QEMU's aio_notify() pattern, a flag and an eventfd: the flag is one of the words that a spin watches,
- * the eventfd ends a sleep.
- *
- *	steering thread			worker
- *	list += command  (lock)
- *	notified := 1    (release)	spins: sees notified, or
- *	write(mailbox_fd)		sleeps: woken by the edge; either way then
- *					notified := 0
- *					takes the list (lock)
- *
- * The flag is cleared before the list is taken, so a command posted in between is found twice at worst, never missed.
  */
 #include "worker.h"
 
@@ -32,6 +20,7 @@
 #include "../../kernel/c/atomics.h"
 #include "../../kernel/c/give_way.h"
 #include "../../kernel/c/signal_fd.h"
+#include "mailbox.h"
 
 #define LANES 16
 #define NO_KICK_POLL_NS 200000 /* a driver without a kick descriptor wants to be polled (SET_VRING_KICK, bit 8) */
@@ -39,7 +28,7 @@
 enum command_op { COMMAND_START, COMMAND_STOP, COMMAND_JOIN, COMMAND_EXIT };
 
 struct command {
-	struct command *next;
+	struct mail mail;
 	enum command_op op;
 	struct lane *lane;
 	struct queue *queue;
@@ -64,12 +53,7 @@ struct worker {
 	unsigned no_kick; /* held queues that have no kick descriptor */
 	bool stopping;    /* some held queue is STOPPING */
 	bool exiting;
-
-	/* The mailbox. */
-	pthread_mutex_t lock;
-	struct command *commands, **commands_end; /* under lock */
-	uint32_t notified;                        /* atomic */
-	int mailbox_fd;
+	struct mailbox mailbox; /* of commands */
 	int event_fd;
 
 	pthread_t thread;
@@ -78,7 +62,6 @@ struct worker {
 
 int worker_create(struct worker **out, int strategy, uint32_t max_us)
 {
-	const struct eventfd_poll_info *word;
 	struct worker *w;
 	int rc;
 
@@ -87,19 +70,14 @@ int worker_create(struct worker **out, int strategy, uint32_t max_us)
 	w = calloc(1, sizeof(*w));
 	if (!w)
 		return -ENOMEM;
-	pthread_mutex_init(&w->lock, NULL);
-	w->commands_end = &w->commands;
 	w->wait.epoll_fd = -1;
-	w->mailbox_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	w->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	rc = w->mailbox_fd < 0 || w->event_fd < 0 ? -errno : wait_set_init(&w->wait, strategy, max_us);
-	word = &(struct eventfd_poll_info){
-		.addr = (uintptr_t)&w->notified,
-		.size = sizeof(w->notified),
-		.op = EVENTFD_POLL_OP_NOT_EQUAL,
-	};
+	rc = w->event_fd < 0 ? -errno : 0;
+	rc = mailbox_init(&w->mailbox) ?: rc;
 	if (rc == 0)
-		rc = wait_set_add(&w->wait, w->mailbox_fd, word, w, NULL);
+		rc = wait_set_init(&w->wait, strategy, max_us);
+	if (rc == 0)
+		rc = mailbox_watch(&w->mailbox, &w->wait, w);
 	/* Memory may turn out to be gone while doorbells are armed, just before a sleep. */
 	if (rc == 0 && mem_broken_fd() >= 0)
 		rc = wait_set_add(&w->wait, mem_broken_fd(), NULL, w, NULL);
@@ -115,18 +93,10 @@ void worker_destroy(struct worker *w)
 {
 	if (!w)
 		return;
-	while (w->commands) {
-		struct command *next = w->commands->next;
-
-		free(w->commands);
-		w->commands = next;
-	}
 	wait_set_fini(&w->wait);
-	if (w->mailbox_fd >= 0)
-		close(w->mailbox_fd);
+	mailbox_fini(&w->mailbox);
 	if (w->event_fd >= 0)
 		close(w->event_fd);
-	pthread_mutex_destroy(&w->lock);
 	free(w->held);
 	free(w);
 }
@@ -153,8 +123,7 @@ int worker_add_lane(struct worker *w, struct lane *lane)
 
 void worker_wake(struct worker *w)
 {
-	store_release(&w->notified, 1); /* pairs with the acquire in worker_run() and in the wait set */
-	signal_fd(w->mailbox_fd);
+	mailbox_wake(&w->mailbox);
 }
 
 static int post(struct worker *w, struct command command)
@@ -164,12 +133,7 @@ static int post(struct worker *w, struct command command)
 	if (!c)
 		return -ENOMEM;
 	*c = command;
-	c->next = NULL;
-	pthread_mutex_lock(&w->lock);
-	*w->commands_end = c;
-	w->commands_end = &c->next;
-	pthread_mutex_unlock(&w->lock);
-	worker_wake(w);
+	mailbox_post(&w->mailbox, &c->mail);
 	return 0;
 }
 
@@ -273,19 +237,12 @@ static void join_lane(struct worker *w, struct lane *lane)
 
 static void take_commands(struct worker *w)
 {
-	struct command *c;
+	struct mail *mail = mailbox_take(&w->mailbox);
 
-	store_relaxed(&w->notified, 0);
-	mb_full(); /* pairs with post(): either we find the command, or its notified := 1 comes after our 0 */
-	pthread_mutex_lock(&w->lock);
-	c = w->commands;
-	w->commands = NULL;
-	w->commands_end = &w->commands;
-	pthread_mutex_unlock(&w->lock);
+	while (mail) {
+		struct command *c = container_of(mail, struct command, mail);
 
-	while (c) {
-		struct command *next = c->next;
-
+		mail = mail->next;
 		if (c->op == COMMAND_START)
 			start_queue(w, c);
 		else if (c->op == COMMAND_STOP)
@@ -295,7 +252,6 @@ static void take_commands(struct worker *w)
 		else
 			w->exiting = true;
 		free(c);
-		c = next;
 	}
 	for (unsigned i = 0; w->exiting && i < w->held_count; i++)
 		stop_queue(w, w->held[i].queue);
@@ -380,7 +336,7 @@ int worker_run(struct worker *w)
 	for (;;) {
 		unsigned work = 0;
 
-		if (unlikely(load_acquire(&w->notified)))
+		if (unlikely(mailbox_notified(&w->mailbox)))
 			take_commands(w);
 		for (unsigned i = 0; i < w->lane_count; i++)
 			work += w->lanes[i]->ops->poll(w->lanes[i]);
