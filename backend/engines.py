@@ -71,8 +71,6 @@ def _failure(engine: str, error: int) -> str:
         case "aio", errno.EPERM | errno.ENOSYS:
             return "Linux AIO isn't allowed here (kernel or container policy): use --engine io_uring"
         case "aio", errno.EOPNOTSUPP:
-            return "this kernel's Linux AIO can't poll: boot one that has kpoll's patches, or use --engine io_uring"
-        case "aio", errno.EOPNOTSUPP:
             return "this kernel's Linux AIO can't poll devices: take one with kpoll's patches, or use --engine io_uring"
         case "io_uring", errno.EPERM | errno.ENOSYS:
             return "io_uring isn't allowed here (kernel, sysctl or container policy): use --engine aio"

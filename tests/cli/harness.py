@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -90,6 +90,19 @@ def until(reached: Callable[[], bool]) -> None:
         assert time.monotonic() < deadline
 
 
+class Process(Protocol):
+    """A subprocess.Popen, or something like it."""
+
+    @property
+    def pid(self) -> int: ...  # noqa: D102
+    @property
+    def stderr(self) -> IO[bytes] | None: ...  # noqa: D102
+    def poll(self) -> int | None: ...  # noqa: D102
+    def wait(self, timeout: float | None = None) -> int: ...  # noqa: D102
+    def send_signal(self, sig: int, /) -> None: ...  # noqa: D102
+    def kill(self) -> None: ...  # noqa: D102
+
+
 class Daemon:
     """A running `kpoll`; killed at the end of the `with` if it still runs.
 
@@ -101,8 +114,11 @@ class Daemon:
 
     def __init__(self, *args: str | Path, program: Sequence[str | Path] = (KPOLL,), **options: Any) -> None:
         """Start it, or `program` that becomes it."""
-        self._process = subprocess.Popen([*program, *args], **{"stderr": subprocess.PIPE, **options})
-        self.pid = self._process.pid
+        self._begin(subprocess.Popen([*program, *args], **{"stderr": subprocess.PIPE, **options}))
+
+    def _begin(self, process: Process) -> None:
+        self._process = process
+        self.pid = process.pid
         self.log: list[dict[str, Any]] = []
         self._rest = b""
         self._read = 0

@@ -18,12 +18,12 @@ from tests.kernel.steady import bench, serving
 # In turn, and several: what a CPU loses to the host must not look like the difference between two strategies.
 ROUNDS = 3
 # So that the worker comes to wait between two requests, as for a guest that does something with the answer.
-THINK_US = "300"
+THINK_US = 300
 
 
 def p50_us(sock: Path, requests: int) -> float:
     """Return the median latency of one round."""
-    return float(bench(sock, requests, "--think-us", THINK_US)["latency_us"]["p50"])
+    return bench(sock, requests, THINK_US).latency.p50 / 1000
 
 
 def main(disk: str, requests: int, strategies: list[str]) -> None:

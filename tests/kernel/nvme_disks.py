@@ -1,8 +1,7 @@
 """Runs in the VM: serves disks with every engine, on a file and on NVMe namespaces, and prints what came of it as JSON.
 
 nvme0 (blocks of 512 bytes) and nvme1 (4096) are QEMU's, with poll queues; on nvme2 is an ext4 with the file; nvme3 is
-the kernel's NVMe target's, to which we are connected by TCP over the loopback interface. A daemon is a fork of this
-process that runs `kpoll blk`: to start Python anew would take most of the time.
+the kernel's NVMe target's, to which we are connected by TCP over the loopback interface, with a poll queue as well.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import json
 import mmap
 import os
 import re
-import signal
 import struct
 import subprocess
 import sys
@@ -21,12 +19,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# What a daemon imports when it starts.
 import trio
 
-import kpoll.backend.blk_service
-import kpoll.backend.daemon  # noqa: F401
-from kpoll.backend import cli
 from kpoll.backend.bench.blk import BlkLoad, run_blk
 from kpoll.backend.blk_health import open_health
 from kpoll.backend.doctor_cli import examine
@@ -34,6 +28,7 @@ from kpoll.backend.sandbox import drop_capabilities
 from kpoll.nvme import sysfs
 from kpoll.nvme.poll_queues import poll_queues
 from tests.cli.harness import OUT, SECTOR, Guest, scrape
+from tests.kernel.forked import ForkedDaemon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,11 +36,23 @@ if TYPE_CHECKING:
 NVMET = Path("/sys/kernel/config/nvmet")
 TRACE = Path("/sys/kernel/tracing")
 NQN = "nqn.2024-01.kpoll:tcp"
-ENGINES = ("aio", "io_uring")
+FILE, REMOTE = "/mnt/disk", "remote"
+# Kinds of disks: what is served, and which namespace is below it in the end, if any.
+DISKS = {
+    "file": (FILE, None),
+    "512": ("/dev/nvme0n1", "nvme0n1"),
+    "4096": ("/dev/nvme1n1", "nvme1n1"),
+    "tcp": (REMOTE, "nvme3n1"),
+}
+# Each kind with each engine, with interrupts and, where there are queues for that, polled; and what else there is.
+WAYS = [
+    *((kind, engine, "--iopoll", "off") for kind in DISKS for engine in ("aio", "io_uring")),
+    *((kind, engine, "--iopoll", "on") for kind in DISKS if kind != "file" for engine in ("aio", "io_uring")),
+    *((kind, "io_uring", "--iopoll", "auto", "--pin-guest-memory") for kind in ("file", "4096")),
+]
 GET_LIFETIME, DISCARD, WRITE_ZEROES = 10, 11, 13
 EXTENT = 256 << 10  # bytes to discard, and to write zeroes to, from EXTENT_AT and from the byte after that on
 EXTENT_AT = 1 << 20
-FILE = Path("/mnt/disk")
 PATH = re.compile(r"c\d+n")  # in nvme4c4n1, a path to nvme4n1
 SIZE = 64 << 20
 
@@ -54,7 +61,7 @@ def make_file() -> None:
     """Put an ext4 on nvme2, and a file on that."""
     subprocess.run(["mkfs.ext4", "-q", "/dev/nvme2n1"], check=True)
     subprocess.run(["mount", "/dev/nvme2n1", "/mnt"], check=True)
-    with FILE.open("wb") as file:
+    with Path(FILE).open("wb") as file:
         file.truncate(SIZE)
 
 
@@ -71,7 +78,8 @@ def connect() -> str:
         (port / f"addr_{name}").write_text(value)
     (port / "subsystems" / NQN).symlink_to(subsystem)
     before = sysfs.namespace_names()
-    subprocess.run(["nvme", "connect", "-t", "tcp", "-a", "127.0.0.1", "-s", "4420", "-n", NQN], check=True)
+    where = ("-t", "tcp", "-a", "127.0.0.1", "-s", "4420", "-n", NQN)
+    subprocess.run(["nvme", "connect", *where, "--nr-poll-queues=1"], check=True)
     while not (new := sysfs.namespace_names() - before):  # the kernel scans on its own time
         os.sched_yield()
     [name] = new
@@ -90,32 +98,12 @@ def serving(sock: Path, disk: str, engine: str, *more: str, rights: bool = True)
         rights: Whether it has any capability when it starts; without, its log says what it misses.
 
     """
-    wanted = {"listening"} if rights else {"listening", "smart_unreadable"}
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.dup2(writer, 2)
-        if not rights:
-            drop_capabilities()
-        sys.argv = ["kpoll", "blk", "--socket-path", str(sock), "--blk-file", disk, "--engine", engine, *more]
-        try:
-            cli.main()
-        except SystemExit as end:
-            os._exit(int(end.code or 0))
-        finally:
-            os._exit(3)
-    os.close(writer)
-    with os.fdopen(reader) as log:
-        lines: dict[str, Any] = {}
-        for line in log:
-            said = json.loads(line)
-            lines[said["event"]] = said
-            if wanted <= lines.keys():
-                break
-        assert wanted <= lines.keys(), lines
-        yield lines
-        os.kill(pid, signal.SIGTERM)
-        assert os.waitpid(pid, 0)[1] == 0
+    words: tuple[str | Path, ...] = ("--socket-path", sock, "--blk-file", disk, "--engine", engine, *more)
+    with ForkedDaemon("blk", *words, first=None if rights else drop_capabilities) as daemon:
+        for event in ("listening",) if rights else ("listening", "smart_unreadable"):
+            daemon.logged(event)
+        yield {line["event"]: line for line in daemon.log}
+        assert daemon.stop() == 0
 
 
 def read_direct(path: str, offset: int, length: int) -> bytes:
@@ -243,25 +231,23 @@ def main() -> None:
         "remote": remote,
         "runs": {},
     }
-    disks = {"file": str(FILE), "512": "/dev/nvme0n1", "4096": "/dev/nvme1n1", "tcp": f"/dev/{remote}"}
-    below = {"512": "nvme0n1", "4096": "nvme1n1", "tcp": "nvme3n1"}
     with tempfile.TemporaryDirectory() as folder:
-        for kind, disk in disks.items():
-            for engine in ENGINES:
-                sock = Path(folder, f"{kind}-{engine}")
-                with serving(sock, disk, engine) as log:
-                    small = verified(sock, block_size=4096, size=1 << 20, iodepth=16, queues=2, requests=200)
-                    large = verified(sock, block_size=128 << 10, size=2 << 20, iodepth=4, requests=40)
-                    sectors = discarded(below[kind]) if kind in below else 0
-                    trimmed = trim(sock, disk)
-                    if kind in below:
-                        trimmed["sectors"] = discarded(below[kind]) - sectors
-                facts["runs"][f"{kind} {engine}"] = {
-                    "engine": log["started"]["engine"],
-                    "small": small,
-                    "large": large,
-                    "trim": trimmed,
-                }
+        for number, (kind, engine, *options) in enumerate(WAYS):
+            disk, below = DISKS[kind]
+            sock = Path(folder, str(number))
+            with serving(sock, f"/dev/{remote}" if disk == REMOTE else disk, engine, *options) as log:
+                small = verified(sock, block_size=4096, size=1 << 20, iodepth=16, queues=2, requests=200)
+                large = verified(sock, block_size=128 << 10, size=2 << 20, iodepth=4, requests=40)
+                sectors = discarded(below) if below else 0
+                trimmed = trim(sock, f"/dev/{remote}" if disk == REMOTE else disk)
+                if below:
+                    trimmed["sectors"] = discarded(below) - sectors
+            facts["runs"][" ".join((kind, engine, *options))] = {
+                "started": log["started"],
+                "small": small,
+                "large": large,
+                "trim": trimmed,
+            }
         facts["health"] = health(Path(folder))
     subprocess.run(["nvme", "disconnect", "-n", NQN], stdout=subprocess.PIPE, check=True)
     json.dump(facts, sys.stdout)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kpoll.backend.bench.blk import BlkLoad, run_blk
-from tests.cli.harness import Daemon, scrape, value
+from tests.cli.harness import scrape, value
+from tests.kernel.forked import ForkedDaemon
 from tests.kernel.quiet import OTHER_CPU, WORKER_CPU
 
 if TYPE_CHECKING:
@@ -23,13 +24,15 @@ POLLED = "/dev/nvme0n1"
 PATIENCE_S = 60.0
 
 
-def start(stack: ExitStack, disk: str, sock: Path, *options: str | Path, poll: str = "user") -> Daemon:
+def start(stack: ExitStack, disk: str, sock: Path, *options: str | Path, poll: str = "user") -> ForkedDaemon:
     """Start a daemon on its CPU."""
     words = ("--poll", poll, "--cpus", str(WORKER_CPU), "--socket-path", sock)
-    return stack.enter_context(Daemon("blk", "--blk-file", disk, *words, *options))
+    return stack.enter_context(ForkedDaemon("blk", "--blk-file", disk, *words, *options))
 
 
-def started(stack: ExitStack, disk: str, sock: Path, *options: str | Path, poll: str = "user") -> tuple[Daemon, Any]:
+def started(
+    stack: ExitStack, disk: str, sock: Path, *options: str | Path, poll: str = "user"
+) -> tuple[ForkedDaemon, Any]:
     """Start a daemon on its CPU, and wait for it; return it, and what it says of itself."""
     daemon = start(stack, disk, sock, *options, poll=poll)
     line = daemon.logged("started")

@@ -8,34 +8,35 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tests.cli.harness import IN, KPOLL, Daemon, Guest, scrape, value
+from kpoll.backend.bench.blk import BlkLoad, run_blk
+from tests.cli.harness import IN, Guest, scrape, value
+from tests.kernel.forked import ForkedDaemon
 from tests.kernel.quiet import OTHER_CPU, SPIN_US, WORKER, WORKER_CPU, leave_the_worker_alone
 from tests.threads import come_to_rest, cost, states
+
+if TYPE_CHECKING:
+    from kpoll.backend.bench.report import Report
+    from tests.cli.harness import Daemon
 
 IDLE_S = 2.0
 PATIENCE_S = 60.0
 
 
-def serving(strategy: str, disk: str, sock: Path, *options: str | Path) -> Daemon:
+def serving(strategy: str, disk: str, sock: Path, *options: str | Path) -> ForkedDaemon:
     """Describe the daemon: its worker on its CPU, with time to spin."""
     polling = ["--poll", strategy, "--poll-max-us", str(SPIN_US), "--cpus", str(WORKER_CPU)]
-    return Daemon("blk", "--engine", "aio", "--blk-file", disk, *polling, "--socket-path", sock, *options)
+    return ForkedDaemon("blk", "--engine", "aio", "--blk-file", disk, *polling, "--socket-path", sock, *options)
 
 
-def bench(sock: Path, requests: int, *options: str) -> dict[str, Any]:
+def bench(sock: Path, requests: int, think_us: int = 0) -> Report:
     """Read at random, one request at a time, from a driver that never sleeps."""
-    words = ["--socket-path", str(sock), "--requests", str(requests), "--iodepth", "1", "--wait", "poll", *options]
-    words += ["--cpu", str(OTHER_CPU), "--json"]
-    run = subprocess.run([KPOLL, "bench", "blk", *words], stdout=subprocess.PIPE, check=True)
-    report: dict[str, Any] = json.loads(run.stdout)
-    return report
+    return run_blk(sock, BlkLoad(runtime=None, warmup=0, requests=requests, think_us=think_us, cpu=OTHER_CPU))
 
 
 def waits(metrics: Path) -> dict[str, int]:
@@ -78,9 +79,9 @@ def main(strategy: str, disk: str, requests: int) -> None:
             report = bench(sock, requests)
             seen = {
                 "poll": started["poll"],
-                "requests": report["requests"],
-                "kicks": round(report["kicks_per_io"] * report["requests"]),
-                "p50_us": report["latency_us"]["p50"],
+                "requests": report.requests,
+                "kicks": report.kicks,
+                "p50_us": report.latency.p50 / 1000,
                 **waits(metrics),
                 "most_signals": most_signals(daemon.pid),
                 **idle_then_kicked(daemon, sock),
