@@ -35,7 +35,7 @@
 #include "helper.h"
 
 #define INLINE_RUN 64
-#define REAPS_PER_LOOK 16 /* in vain, until we look into the poll queues ourselves */
+#define REAPS_PER_LOOK 64 /* that found nothing polled for, until we look into the poll queues ourselves */
 
 struct aio {
 	struct io_engine engine;
@@ -46,7 +46,7 @@ struct aio {
 	uint32_t signal;     /* aio_flags: IOCB_FLAG_RESFD; where the ring itself wakes IOCB_FLAG_HIPRI, or 0 */
 	uint32_t iocb_flags; /* of the next iocbs: signal or 0 */
 	uint32_t in_kernel;  /* submitted and not reaped */
-	uint32_t vain_reaps; /* in a row, since the last look into the poll queues */
+	uint32_t vain_reaps; /* since the last look into the poll queues */
 	uint32_t inline_run; /* submits in a row that left nothing under way, up to INLINE_RUN */
 	uint32_t helper_ops; /* bit 1 << enum io_op: goes to the helper without asking */
 	int nowait[2];       /* by IO_READ, IO_WRITE: RWF_NOWAIT or 0 */
@@ -55,6 +55,12 @@ struct aio {
 	struct io_list waiting; /* behind them, when there is no room */
 	struct iocb *iocbs[];   /* [0 .. staged) */
 };
+
+/* What is to be cut in pieces can't be polled for; it would come back with -EAGAIN. */
+static uint32_t aio_flags(const struct aio *a, const struct io_req *r, uint32_t flags)
+{
+	return unlikely(flags & IOCB_FLAG_HIPRI) && !io_in_one_piece(a->engine.target, r) ? 0 : flags;
+}
 
 /* Fill the iocb and put it in line. There is room: staged < depth. */
 static void aio_stage(struct aio *a, struct io_req *r)
@@ -73,7 +79,7 @@ static void aio_stage(struct aio *a, struct io_req *r)
 		.aio_buf = one ? (uintptr_t)r->iov->iov_base : (uintptr_t)r->iov,
 		.aio_nbytes = one ? r->iov->iov_len : r->iovcnt,
 		.aio_offset = (int64_t)r->offset,
-		.aio_flags = a->iocb_flags,
+		.aio_flags = aio_flags(a, r, a->iocb_flags),
 		.aio_resfd = (uint32_t)a->event_fd,
 	};
 	a->iocbs[a->staged++] = &r->iocb;
@@ -122,7 +128,16 @@ static void aio_signal_again(struct aio *a)
 	a->iocb_flags = a->signal;
 	a->engine.unsignalled = a->signal == IOCB_FLAG_RESFD ? a->in_kernel : 0;
 	for (unsigned i = 0; i < a->staged; i++)
-		a->iocbs[i]->aio_flags = a->signal;
+		a->iocbs[i]->aio_flags = aio_flags(a, (struct io_req *)(uintptr_t)a->iocbs[i]->aio_data, a->signal);
+}
+
+/* A layer above the device, which has poll queues, won't have it: dm-crypt, for one, knows no RWF_NOWAIT. */
+static void aio_forget_polling(struct aio *a)
+{
+	a->signal &= ~(uint32_t)IOCB_FLAG_HIPRI;
+	a->iocb_flags &= a->signal;
+	for (unsigned i = 0; i < a->staged; i++)
+		a->iocbs[i]->aio_flags &= a->signal;
 }
 
 static void aio_learn(struct aio *a, unsigned sent)
@@ -143,10 +158,15 @@ static void aio_learn(struct aio *a, unsigned sent)
 /* An event that is not simply "all of it". Return: whether the request is finished, else the helper has it */
 static bool aio_unusual(struct aio *a, struct io_req *r, int64_t res)
 {
+	bool polled = r->iocb.aio_flags & IOCB_FLAG_HIPRI;
 	/* What is polled for waits for no free request of the device's either. */
-	bool nowait = r->iocb.aio_rw_flags & RWF_NOWAIT || r->iocb.aio_flags & IOCB_FLAG_HIPRI;
+	bool nowait = r->iocb.aio_rw_flags & RWF_NOWAIT || polled;
+	bool again = res == -EAGAIN && nowait;
 
-	if (res == -EOPNOTSUPP && nowait)
+	if (res == -EOPNOTSUPP && polled) {
+		aio_forget_polling(a);
+		again = true;
+	} else if (res == -EOPNOTSUPP && nowait)
 		aio_forget_nowait(a, r->op);
 	else if (res < 0 && res != -EAGAIN && res != -EINTR && !(res == -EINVAL && a->engine.target->direct)) {
 		r->res = (int32_t)res;
@@ -154,7 +174,7 @@ static bool aio_unusual(struct aio *a, struct io_req *r, int64_t res)
 	}
 	if (res > 0)
 		r->done = (uint64_t)res;
-	r->resubmit = res == -EAGAIN && nowait && a->engine.target->direct;
+	r->resubmit = again && a->engine.target->direct;
 	if (r->resubmit) {
 		a->queues = true;
 		aio_signal_again(a);
@@ -235,6 +255,8 @@ static inline unsigned aio_event(struct aio *a, const struct io_event *ev, struc
 
 	if (unlikely(a->engine.unsignalled) && !(r->iocb.aio_flags & IOCB_FLAG_RESFD))
 		a->engine.unsignalled--;
+	if (unlikely(r->iocb.aio_flags & IOCB_FLAG_HIPRI))
+		a->vain_reaps = 0;
 	if (unlikely(r->in_helper)) {
 		r->in_helper = false;
 		io_helper_left(a->engine.helper, &a->engine.stats);
@@ -288,8 +310,6 @@ static unsigned aio_reap(struct io_engine *e, struct io_req **done, unsigned max
 		n = likely(a->ring) ? aio_reap_ring(a, done, max) : aio_reap_syscall(a, done, max);
 	if (unlikely(e->unsignalled) && !a->in_kernel)
 		e->unsignalled = 0; /* it counted a few too many, if some with RESFD were not reaped when it was set */
-	if (n)
-		a->vain_reaps = 0;
 	n += io_helper_reap(e->helper, done + n, max - n, &e->stats);
 	count_add(&e->stats.completions, n);
 	return n;

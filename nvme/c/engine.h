@@ -61,4 +61,24 @@ static inline bool io_iov_misaligned(const struct io_target *t, const struct iov
 	return (bases & (t->mem_align - 1)) | (lens & (t->offset_align - 1));
 }
 
+/*
+ * Would the device take a read or write at once, as far as we can tell? The kernel would cut what is too long, what lies in
+ * too many pages (each may be a segment), and what has gaps inside pages: NVMe's lists of pages can't have any.
+ */
+static inline bool io_in_one_piece(const struct io_target *t, const struct io_req *r)
+{
+	const uintptr_t inside = 4096 - 1;
+	uintptr_t gaps = 0;
+	uint64_t pages = 0;
+
+	for (uint32_t i = 0; i < r->iovcnt; i++) {
+		uintptr_t base = (uintptr_t)r->iov[i].iov_base, end = base + r->iov[i].iov_len;
+
+		pages += (end + inside) / 4096 - base / 4096;
+		gaps |= (i > 0 ? base : 0) | (i + 1 < r->iovcnt ? end : 0);
+	}
+	return (!t->max_bytes || r->len <= t->max_bytes) && (!t->max_segments || pages <= t->max_segments) &&
+	       !(gaps & inside);
+}
+
 #endif

@@ -8,9 +8,11 @@
  * into the device's completion queue whenever somebody enters the ring and asks for events. Nothing else finds them: the
  * ring has no eventfd, can't be polled, and its tail doesn't move by itself. So while any of these is in flight
  * (`polled`), the engine's owner submits again and again, which looks, and sleeps no longer than it chooses to.
- * That ring takes nothing but reads and writes. What the kernel would cut in pieces it wouldn't poll for, so that goes to
- * the plain ring, as does everything once the device says that it can't be polled any more (its driver came back without
- * poll queues). Flush, discard and write zeroes are the helper's in any case.
+ * That ring takes nothing but reads and writes. What the kernel would have to cut in pieces, or has no free request of the
+ * device's for, it doesn't poll for: -EAGAIN. With RWF_NOWAIT we are told; without, a thread of the kernel's would try it
+ * again without end (Linux 6.1, io_wq_submit_work()), and what must be cut never succeeds. It goes to the plain ring, as does
+ * everything once the device says that it can't be polled any more (its driver came back without poll queues, or a layer
+ * above it doesn't know RWF_NOWAIT). Flush, discard and write zeroes are the helper's in any case.
  */
 #include <errno.h>
 #include <linux/fs.h>
@@ -31,12 +33,6 @@ struct uring {
 		*buffers; /* registered with the ring that reads and writes go to first; NULL: none ever were */
 };
 
-/* Would the kernel carry it out in one piece? */
-static bool whole(const struct io_target *t, const struct io_req *r)
-{
-	return (!t->max_bytes || r->len <= t->max_bytes) && (!t->max_segments || r->iovcnt <= t->max_segments);
-}
-
 static void uring_queue(struct io_engine *e, struct io_req *r)
 {
 	struct uring *u = container_of(e, struct uring, engine);
@@ -47,7 +43,7 @@ static void uring_queue(struct io_engine *e, struct io_req *r)
 	    unlikely(io_range_misaligned(e->target, r->offset, r->len)) ||
 	    unlikely(io_iov_misaligned(e->target, r->iov, r->iovcnt)))
 		io_helper_queue(e->helper, r);
-	else if (u->polls && whole(e->target, r))
+	else if (u->polls && io_in_one_piece(e->target, r))
 		uring_ring_stage(&u->polled, r);
 	else
 		uring_ring_stage(&u->plain, r);
@@ -78,8 +74,8 @@ static unsigned uring_event(struct uring *u, const struct uring_ring *ring, cons
 	int res = cqe->res;
 
 	if (unlikely((uint32_t)res != r->len || res < 0)) {
-		if (res == -EOPNOTSUPP && ring->polled) {
-			u->polls = false;
+		if (ring->polled && (res == -EOPNOTSUPP || res == -EAGAIN)) {
+			u->polls &= res == -EAGAIN;
 			uring_ring_stage(&u->plain, r);
 			return 0;
 		}

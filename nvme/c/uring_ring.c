@@ -53,7 +53,7 @@ static void prep(const struct uring_ring *r, struct io_uring_sqe *sqe, struct io
 				 (unsigned)req->len, req->offset);
 	if (buffer >= 0)
 		sqe->buf_index = (uint16_t)buffer;
-	sqe->rw_flags = !read && (req->flags & IO_F_DSYNC) ? RWF_DSYNC : 0;
+	sqe->rw_flags = (r->polled ? RWF_NOWAIT : 0) | (!read && (req->flags & IO_F_DSYNC) ? RWF_DSYNC : 0);
 	sqe->flags |= IOSQE_FIXED_FILE;
 	io_uring_sqe_set_data(sqe, req);
 }
