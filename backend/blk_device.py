@@ -15,7 +15,7 @@ from .blk_pins import GuestPins
 from .blk_queue import BlkQueue
 from .engines import candidates, open_lanes
 from .errors import KpollError
-from .iopoll import choose_iopoll
+from .iopoll import Iopoll, choose_iopoll
 from .service import WorkerDevice
 from .worker import Worker
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from .blk_disk import Disk
     from .config import BlkConfig
     from .engines import Engine
-    from .iopoll import Iopoll
 
 
 class BlkDevice(WorkerDevice):
@@ -42,7 +41,7 @@ class BlkDevice(WorkerDevice):
     Attributes:
         disk: What is behind it.
         engine: How its I/O is done.
-        iopoll: Whether completions were to be polled for, and why; the engine has the last word.
+        iopoll: Whether completions are polled for, and why (not).
         pins: Registers guest memory with it, where that was asked for.
 
     """
@@ -229,6 +228,8 @@ def open_device(config: BlkConfig, disk: Disk, log: FilteringBoundLogger) -> Ite
             pins=config.pin_guest_memory,
         )
         engine, lanes = stack.enter_context(open_lanes(disk.dev, engines, config.workers))
+        if iopoll.use and not engine.iopoll:
+            iopoll = Iopoll(use=False, why=f"{iopoll.why}, but no engine here can poll them: see engine_why")
         pins = GuestPins(lanes, log) if config.pin_guest_memory else None
         workers: list[Worker] = []
         for index, lane in enumerate(lanes):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .config import BlkConfig
 
 _REMEDY = (
-    "boot with `nvme.poll_queues=2` on the kernel's command line (a module: `modprobe nvme poll_queues=2`; NVMe over "
+    "boot with `nvme.poll_queues=2` on the kernel's command line (NVMe over "
     "Fabrics: `kpoll nvme connect … --nr-poll-queues 2` first), or use --iopoll auto"
 )
 
@@ -45,20 +45,34 @@ def choose_iopoll(config: BlkConfig, *, block_device: bool, direct: bool, polls:
         return Iopoll(use=False, why="--iopoll off")
     if config.engine == "null":
         return Iopoll(use=False, why="--engine null")
-    if config.engine == "aio" and config.poll.strategy != "kernel":
-        obstacle = f"--engine aio polls under --poll kernel, and this is {config.poll.strategy}"
-        remedy = "use --poll kernel (kernel/README.md), or --engine io_uring, or --iopoll auto"
-    elif not block_device or not direct:
-        obstacle = "is no block device with O_DIRECT, and only their queues can be polled"
-        remedy = "give an NVMe namespace, or use --iopoll auto"
-    elif not polls:
-        obstacle, remedy = "its driver has no poll queues", _REMEDY
-    else:
-        obstacle = remedy = ""
+    obstacle = _obstacle(config, pollable=block_device and direct, polls=polls)
     if config.iopoll == "on":
         if obstacle:
-            raise KpollError(f"{config.blk_file}: --iopoll on: {obstacle}: {remedy}")
+            why, remedy = obstacle
+            raise KpollError(f"{config.blk_file}: --iopoll on: {why}: {remedy}")
         return Iopoll(use=True, why="asked for")
-    if not obstacle and config.poll.strategy == "off":
-        obstacle = "--poll off"
-    return Iopoll(use=not obstacle, why=obstacle or "its driver has poll queues")
+    if obstacle:
+        return Iopoll(use=False, why=obstacle[0])
+    if config.poll.strategy == "off" or config.poll.max_us == 0:
+        return Iopoll(use=False, why="--poll off" if config.poll.strategy == "off" else "--poll-max-us 0")
+    return Iopoll(use=True, why="its driver has poll queues")
+
+
+def _obstacle(config: BlkConfig, *, pollable: bool, polls: bool) -> tuple[str, str] | None:
+    """Say what keeps a disk from being polled, and what to do about it; None: nothing does."""
+    if config.engine == "aio" and config.poll.strategy != "kernel":
+        return (
+            f"--engine aio polls under --poll kernel, and this is {config.poll.strategy}",
+            "use --poll kernel (kernel/README.md), or --engine io_uring, or --iopoll auto",
+        )
+    if config.engine == "aio" and not config.poll.spins:
+        return (
+            "--engine aio polls while the kernel may spin, and polling is off on this host",
+            "allow it with `sysctl fs.eventfd_busy_poll=100`, or use --engine io_uring, or --iopoll auto",
+        )
+    if not pollable:
+        return (
+            "is no block device with O_DIRECT, and only their queues can be polled",
+            "give an NVMe namespace, or use --iopoll auto",
+        )
+    return None if polls else ("its driver has no poll queues", _REMEDY)

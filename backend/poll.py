@@ -35,6 +35,11 @@ class PollConfig:
     max_us: int = POLL_US_DEFAULT
     warning: str | None = None
 
+    @property
+    def spins(self) -> bool:
+        """Whether anybody polls at all, as far as this host's administrator allows it."""
+        return self.max_us > 0 and self.warning is None
+
 
 def _never_spins(sysctl: str) -> str:
     return (

@@ -30,7 +30,7 @@
  *	ppoll: reads word: old -> spins, sleeps	reads arm word: on -> signals, which ends the spin or the sleep
  *
  * A word that the kernel lost (watch_again() in wait_watch.c) is armed and looked at here before each ppoll, like
- * WAIT_OFF's.
+ * WAIT_OFF's; one that has no doorbell makes sleeps short.
  *
  * Why ppoll and not one epoll for everything: epoll busy-polls the queue of one socket only, ppoll of all of them.
  */
@@ -40,6 +40,8 @@
 
 #include "atomics.h"
 #include "wait_set.h"
+
+#define LOST_NS 1000000
 
 /* Return: what a sysctl says, or as much as can be: net.core.busy_poll isn't to be seen outside the initial namespace */
 static uint64_t read_us(const char *path)
@@ -98,6 +100,19 @@ static void count_sleep(struct wait_set *ws, uint64_t took_ns)
 		count_add(took_ns < ws->budget_ns ? &ws->stats.gave_way : &ws->stats.timeouts, 1);
 }
 
+/*
+ * A lost word without a doorbell, such as a completion ring's tail, wakes nobody: it is looked at now and then.
+ * Return: the longest sleep that this allows, ns; or -1
+ */
+static int64_t longest_sleep_ns(const struct wait_set *ws, int64_t timeout_ns)
+{
+	for (unsigned i = 0; i < ws->count; i++)
+		if (ws->entries[i].has_word && ws->fds[WAIT_AT(i)].fd < 0 &&
+		    !(ws->entries[i].word.flags & EVENTFD_POLL_F_ARM) && (timeout_ns < 0 || timeout_ns > LOST_NS))
+			return LOST_NS;
+	return timeout_ns;
+}
+
 enum wait_result wait_kernel_wait(struct wait_set *ws, int64_t timeout_ns)
 {
 	bool armed = ws->lenders == 0; /* none: nothing can tell, so perhaps */
@@ -113,7 +128,7 @@ enum wait_result wait_kernel_wait(struct wait_set *ws, int64_t timeout_ns)
 		if (ws->lost > 0 && wait_any_word(ws)) /* nobody else takes the second look at these */
 			return WAIT_ARMED;
 		count_add(&ws->stats.sleeps, 1);
-		wait_in_kernel(ws, timeout_ns, &armed);
+		wait_in_kernel(ws, ws->lost > 0 ? longest_sleep_ns(ws, timeout_ns) : timeout_ns, &armed);
 		return WAIT_ARMED;
 	}
 	store_relaxed(&ws->armed, 0); /* the kernel's store comes later, in a system call of this very thread */

@@ -1,7 +1,7 @@
 """Run inside the test VM, whose NVMe driver has poll queues: disks whose completions are polled for; prints JSON.
 
-`python -m tests.kernel.polled IO_TEST`. The contents of its NVMe disks, which are alike, go. IO_TEST is
-tests/c/test_io_uring.c.
+`python -m tests.kernel.polled PROGRAM...`. The contents of its NVMe disks, which are alike, go. The programs test
+engines without a daemon.
 """
 
 from __future__ import annotations
@@ -10,19 +10,22 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from tests.kernel.polled_aio import aio
 from tests.kernel.polled_ratios import ratios
-from tests.kernel.polled_uring import uring
+from tests.kernel.polled_uring import alone, uring
 from tests.kernel.quiet import leave_the_worker_alone
 
 
-def main(io_test: str) -> None:
+def main(*programs: str) -> None:
     """Show it all."""
     leave_the_worker_alone()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        print(json.dumps({"uring": uring(folder, io_test), "aio": aio(folder), "ratios": ratios(folder)}))
+        seen: dict[str, Any] = {"alone": {Path(program).name: alone(program) for program in programs}}
+        seen |= {"uring": uring(folder), "aio": aio(folder), "ratios": ratios(folder)}
+    print(json.dumps(seen))
 
 
 if __name__ == "__main__":

@@ -14,13 +14,15 @@ if TYPE_CHECKING:
 # Many and short: on a host whose CPUs are others' as well, some of them go undisturbed.
 ROUNDS, READS = 15, 40
 KERNEL = ("--poll-max-us", str(SPIN_US))
-# A disk each, of those that are alike: how it is waited for, and the options.
+# A disk each, of those that are alike: how it is waited for, and the options. With interrupts the worker sleeps until
+# one comes, or watches the ring in memory, so that it needn't be woken.
 WAYS: dict[str, tuple[str, ...]] = {
+    "io_uring, watched": ("user", "--engine", "io_uring", "--iopoll", "off", *KERNEL),
     "io_uring, polled": ("user", "--engine", "io_uring", "--iopoll", "on"),
-    "io_uring, interrupts": ("off", "--engine", "io_uring", "--iopoll", "off"),
+    "io_uring, asleep": ("off", "--engine", "io_uring", "--iopoll", "off"),
     "aio, polled": ("kernel", "--engine", "aio", "--iopoll", "on", *KERNEL),
-    "aio, interrupts": ("off", "--engine", "aio", "--iopoll", "off"),
-    "aio, interrupts, ring watched": ("kernel", "--engine", "aio", "--iopoll", "off", *KERNEL),
+    "aio, watched": ("kernel", "--engine", "aio", "--iopoll", "off", *KERNEL),
+    "aio, asleep": ("off", "--engine", "aio", "--iopoll", "off"),
 }
 
 

@@ -44,8 +44,15 @@ def refusal(folder: Path) -> str:
     return refused("blk", "--socket-path", folder / "s", "--blk-file", NO_QUEUES, "--iopoll", "on", code=1)
 
 
-def uring(folder: Path, io_test: str) -> dict[str, Any]:
-    """Look at the engine in the daemon, and alone: IO_TEST is tests/c/test_io_uring.c."""
+def alone(program: str) -> tuple[int, str]:
+    """Run a program that tests engines without a daemon; return its status, and what it said."""
+    environment = {**os.environ, "KPOLL_TEST_DISK": POLLED}
+    test = subprocess.run([program], env=environment, capture_output=True, text=True, check=False)
+    return test.returncode, test.stdout + test.stderr
+
+
+def uring(folder: Path) -> dict[str, Any]:
+    """Look at the engine in the daemon."""
     seen: dict[str, Any] = {"refused": refusal(folder)}
     with ExitStack() as stack:
         sock, metrics = folder / "uring", folder / "uring.metrics"
@@ -53,7 +60,4 @@ def uring(folder: Path, io_test: str) -> dict[str, Any]:
         seen["verified"] = verified(sock, metrics, REQUESTS)
         seen["beside"] = beside(daemon, sock)
         seen["exit"] = daemon.stop()
-    environment = {**os.environ, "KPOLL_TEST_DISK": POLLED}
-    test = subprocess.run([io_test], env=environment, capture_output=True, text=True, check=False)
-    seen["io_test"] = [test.returncode, test.stdout + test.stderr]
     return seen

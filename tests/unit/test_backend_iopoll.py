@@ -15,12 +15,12 @@ from kpoll.backend.poll import PollConfig
 POLLABLE = {"block_device": True, "direct": True, "polls": True}
 
 
-def config(*, strategy: Any = "user", **options: Any) -> BlkConfig:
-    poll = PollConfig(strategy=strategy, why="")
-    return BlkConfig(socket=SocketConfig(path="/run/s"), poll=poll, **{"blk_file": "/dev/nvme0n1", **options})
+def config(*, strategy: Any = "user", poll: Any = None, **options: Any) -> BlkConfig:
+    waiting = PollConfig(strategy=strategy, why="", **(poll or {}))
+    return BlkConfig(socket=SocketConfig(path="/run/s"), poll=waiting, **{"blk_file": "/dev/nvme0n1", **options})
 
 
-def chosen(facts: dict[str, bool], **options: Any) -> Iopoll:
+def chosen(facts: Any, **options: Any) -> Iopoll:
     return choose_iopoll(config(**options), **facts)
 
 
@@ -57,6 +57,7 @@ def test_the_error_without_poll_queues_names_the_boot_parameter() -> None:
         ({"iopoll": "off"}, "--iopoll off"),
         ({"engine": "null", "blk_file": None, "size": 512}, "--engine null"),
         ({"strategy": "off"}, "--poll off"),
+        ({"poll": {"max_us": 0}}, "--poll-max-us 0"),
     ],
 )
 def test_auto_does_not_poll_where_something_else_was_asked_for(options: dict[str, Any], why: str) -> None:
@@ -79,6 +80,14 @@ def test_aio_polls_only_where_the_kernel_waits_for_it(strategy: str) -> None:
     with pytest.raises(KpollError, match="use --poll kernel"):
         chosen(POLLABLE, engine="aio", strategy=strategy, iopoll="on")
     assert chosen(POLLABLE, engine="aio", strategy="kernel").use
+
+
+def test_aio_polls_only_where_the_kernel_may_spin() -> None:
+    off: dict[str, Any] = {"poll": {"warning": "polling is off on this host"}, "strategy": "kernel", "engine": "aio"}
+    assert not chosen(POLLABLE, **off).use
+    with pytest.raises(KpollError, match=r"`sysctl fs.eventfd_busy_poll=100`"):
+        chosen(POLLABLE, iopoll="on", **off)
+    assert chosen(POLLABLE, **{**off, "engine": "io_uring"}).use
 
 
 @pytest.mark.parametrize(
