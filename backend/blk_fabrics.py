@@ -24,6 +24,7 @@ from kpoll.nvme.device import NvmeError, opened
 from kpoll.nvme.fabrics import (
     Address,
     ConnectError,
+    Queues,
     Timeouts,
     check_ready,
     connect,
@@ -168,7 +169,9 @@ def _connection(wanted: NvmeTcp, on_error: type_on_error) -> Iterator[tuple[Used
                 with _opened(controller.name, None) as found:
                     yield found, library
                 return
-        name = connect(fabrics, address, wanted.nqn, default_host(), TIMEOUTS[on_error])
+        name = connect(
+            fabrics, address, wanted.nqn, default_host(), TIMEOUTS[on_error], Queues(poll=wanted.poll_queues)
+        )
     except ConnectError as error:
         raise KpollError(f"--nvme-tcp: {error}") from error
     with _opened(name, fabrics) as made:

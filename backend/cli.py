@@ -185,7 +185,7 @@ def _common_options(command: type_command) -> type_command:
 @click.option("--blk-file", metavar="PATH", help="The disk: a raw image file or a block device.")
 @click.option(
     "--nvme-tcp",
-    metavar="addr=IP[:PORT],nqn=NQN[,nsid=N]",
+    metavar="addr=IP[:PORT],nqn=NQN[,nsid=N][,poll-queues=N]",
     help="The disk instead: an NVMe namespace over TCP; connected for as long as kpoll runs, or used if it is already.",
 )
 @click.option("--read-only", is_flag=True, help="Refuse all writes.")

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from .config import BlkConfig
 
 _REMEDY = (
-    "boot with `nvme.poll_queues=2` on the kernel's command line (NVMe over "
-    "Fabrics: `kpoll nvme connect … --nr-poll-queues 2` first), or use --iopoll auto"
+    "boot with `nvme.poll_queues=2` on the kernel's command line (over Fabrics: `--nvme-tcp …,poll-queues=2`, or "
+    "`kpoll nvme connect … --nr-poll-queues 2` first), or use --iopoll auto"
 )
 
 

@@ -12,9 +12,10 @@ from kpoll.nvme.nqn import DISCOVERY_NQN, nqn_problem
 from .errors import UsageError
 
 PORT: Final = 4420  # IANA's for NVMe over Fabrics
-_FORM: Final = "addr=IP[:PORT],nqn=NQN[,nsid=N]"
+_FORM: Final = "addr=IP[:PORT],nqn=NQN[,nsid=N][,poll-queues=N]"
 _NSID_MAX: Final = 0xFFFFFFFE  # the one above means all of them
 _PORT_MAX: Final = 65535
+_POLL_QUEUES_MAX: Final = 1024  # of which the kernel takes as many as there are CPUs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class NvmeTcp:
         port: Its TCP port.
         nqn: The subsystem.
         nsid: The namespace's number in it; None: the only one that it has.
+        poll_queues: How many queues to ask for whose completions are polled for; None: none.
 
     """
 
@@ -33,6 +35,7 @@ class NvmeTcp:
     port: int
     nqn: str
     nsid: int | None
+    poll_queues: int | None = None
 
     def __str__(self) -> str:
         """Name it as logs and metrics do."""
@@ -40,14 +43,14 @@ class NvmeTcp:
 
 
 def parse_nvme_tcp(text: str) -> NvmeTcp:
-    """Parse --nvme-tcp: addr=IP[:PORT],nqn=NQN[,nsid=N]; an IPv6 address with a port stands in brackets.
+    """Parse --nvme-tcp, see _FORM; an IPv6 address with a port stands in brackets.
 
     Raises UsageError.
     """
     values: dict[str, str] = {}
     for part in text.split(","):
         key, equals, value = part.partition("=")
-        if not equals or key not in {"addr", "nqn", "nsid"}:
+        if not equals or key not in {"addr", "nqn", "nsid", "poll-queues"}:
             raise UsageError(f"--nvme-tcp {text}: {part or 'nothing'} is none of its parts; give {_FORM}")
         if key in values:
             raise UsageError(f"--nvme-tcp {text}: {key}= was given twice; give it once")
@@ -60,7 +63,13 @@ def parse_nvme_tcp(text: str) -> NvmeTcp:
         raise UsageError(f"--nvme-tcp {text}: nqn={values['nqn']} is no NQN: {problem}")
     if values["nqn"] == DISCOVERY_NQN:
         raise UsageError(f"--nvme-tcp {text}: that subsystem has no disks; `kpoll nvme discover` shows which have")
-    return NvmeTcp(traddr=traddr, port=port, nqn=values["nqn"], nsid=_nsid(text, values.get("nsid")))
+    return NvmeTcp(
+        traddr=traddr,
+        port=port,
+        nqn=values["nqn"],
+        nsid=_nsid(text, values.get("nsid")),
+        poll_queues=_poll_queues(text, values.get("poll-queues")),
+    )
 
 
 def _address(text: str, value: str) -> tuple[str, int]:
@@ -83,4 +92,12 @@ def _nsid(text: str, value: str | None) -> int | None:
         return None
     if re.fullmatch(r"[0-9]{1,10}", value) is None or not 0 < int(value) <= _NSID_MAX:
         raise UsageError(f"--nvme-tcp {text}: nsid={value}: give a namespace's number, 1 or more")
+    return int(value)
+
+
+def _poll_queues(text: str, value: str | None) -> int | None:
+    if value is None:
+        return None
+    if re.fullmatch(r"[0-9]{1,4}", value) is None or not 0 < int(value) <= _POLL_QUEUES_MAX:
+        raise UsageError(f"--nvme-tcp {text}: poll-queues={value}: give a number from 1 to {_POLL_QUEUES_MAX}")
     return int(value)

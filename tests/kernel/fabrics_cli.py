@@ -176,6 +176,26 @@ def shared() -> dict[str, Any]:
     return seen
 
 
+def asked_for_poll_queues() -> str:
+    """Ask for poll queues with --nvme-tcp; return what the kernel says of them."""
+    with blk_fabrics.reach(parse_nvme_tcp(f"{DISK.option},poll-queues=1"), "report") as reached:
+        return Path("/sys/block", Path(reached.node).name, "queue", "io_poll").read_text()
+
+
+def looped() -> dict[str, Any]:
+    """Discover and connect inside the machine, without a network."""
+    DISK.loop()
+    at = ("--transport", "loop")
+    seen: dict[str, Any] = {"offers": answered("nvme", "discover", *at)}
+    name = answered("nvme", "connect", *at, "--nqn", DISK.nqn)["controller"]
+    with Path("/dev", str(fabrics.wait_for_namespace(name, 1, 30))).open("rb") as disk:
+        seen["read"] = len(disk.read(4096))
+    seen["transports"] = [each.transport for _, each in sysfs.scan("").controllers() if each.name == name]
+    seen["disconnect"] = answered("nvme", "disconnect", "--device", name) == {"disconnected": [name]}
+    seen["left"] = controllers()
+    return seen
+
+
 def main() -> None:
     """Do it all and print."""
     loopback_up()
@@ -207,6 +227,8 @@ def main() -> None:
     facts["no_permission"] = no_permission()
     facts["vanished"] = {"says": vanished(), "left": controllers()}
     facts["shared"] = shared()
+    facts["polled"] = asked_for_poll_queues()
+    facts["looped"] = looped()
     facts["silence"] = silence()
     facts["late"] = late()
     json.dump(facts, sys.stdout)

@@ -52,6 +52,13 @@ class Target:
         """Listen."""
         (self._port / "subsystems" / self.nqn).symlink_to(self._subsystem)
 
+    def loop(self) -> None:
+        """Be there without a network too."""
+        port = NVMET / "ports" / "9"
+        port.mkdir()
+        (port / "addr_trtype").write_text("loop")
+        (port / "subsystems" / self.nqn).symlink_to(self._subsystem)
+
     def kill(self) -> None:
         """Break all connections and listen no more."""
         (self._port / "subsystems" / self.nqn).unlink()

@@ -54,6 +54,16 @@ def test_a_connection_can_be_asked_for_queues_that_are_polled(facts: Any) -> Non
     assert facts["io_poll"] == "1\n"
 
 
+def test_nvme_tcp_can_ask_for_queues_that_are_polled(facts: Any) -> None:
+    assert facts["polled"] == "1\n"
+
+
+def test_what_is_inside_the_machine_is_found_and_connected_without_a_network(facts: Any) -> None:
+    seen = facts["looped"]
+    assert DISK.nqn in [each["nqn"] for each in seen["offers"]["offers"]]
+    assert (seen["transports"], seen["read"], seen["disconnect"], seen["left"]) == (["loop"], 4096, True, [])
+
+
 def test_a_second_connection_to_the_same_place_is_refused(facts: Any) -> None:
     assert facts["again"]["code"] == 1
     assert "is connected already" in facts["again"]["err"]

@@ -64,9 +64,16 @@ def test_a_namespace_is_named_by_address_subsystem_and_number(
     assert str(wanted) == (NQN if nsid is None else f"{NQN}:{nsid}")
 
 
+def test_queues_to_be_polled_are_asked_for_by_number() -> None:
+    assert parse_nvme_tcp(f"addr=192.0.2.1,nqn={NQN},poll-queues=2").poll_queues == 2
+    assert parse_nvme_tcp(f"addr=192.0.2.1,nqn={NQN}").poll_queues is None
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        (f"addr=192.0.2.1,nqn={NQN},poll-queues=0", "poll-queues=0: give a number from 1 to 1024"),
+        (f"addr=192.0.2.1,nqn={NQN},poll-queues=many", "poll-queues=many: give a number from 1 to 1024"),
         ("", "nothing is none of its parts"),
         ("addr=192.0.2.1", "has no nqn="),
         (f"nqn={NQN}", "has no addr="),
