@@ -68,6 +68,7 @@ class DiskLimits:
     discard_granularity: int = 0
     write_zeroes_max: int = 0
     max_bytes: int = 0
+    max_segments: int = 0
     write_cache: bool = True
 
     @property
@@ -169,12 +170,17 @@ def config_space(
     """
     block = limits.blk_size
     physical = max(limits.physical_block, limits.offset_align, block)
+    # What the device takes at once has two bounds (max_bytes and max_segments), a virtio request one on the number of
+    # its segments and one on the size of each; none on the whole. So a request may be larger than the device takes,
+    # which works: the kernel cuts it, and the pieces run side by side (and raise interrupts: uring.c, whole()). To rule
+    # that out, seg_max * size_max would have to be max_bytes: a guest whose pages lie one after the other would then
+    # have to send a large request in many small ones, each dearer to guest and host than such a cut.
     size_max = min(max(limits.max_bytes or SEGMENT_MAX, SEGMENT_MIN), SEGMENT_MAX) // block * block
     zeroes, discards = limits.writes_zeroes, limits.discards
     return _LAYOUT.pack(
         capacity,
         size_max,
-        seg_max,
+        min(seg_max, limits.max_segments or seg_max),
         0,  # geometry: VIRTIO_BLK_F_GEOMETRY isn't offered
         0,
         0,

@@ -73,6 +73,7 @@ class Disk:
             discard_granularity=_discard_granularity(target),
             write_zeroes_max=target.write_zeroes_max,
             max_bytes=target.max_bytes,
+            max_segments=target.max_segments,
             write_cache=bool(target.write_cache),
         )
         dev.max_discard_sectors = self.limits.extent_sectors(self.limits.discard_max)

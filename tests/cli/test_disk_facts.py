@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.harness import OUT, SECTOR, Daemon, Guest
+from tests.cli.harness import IN, OUT, SECTOR, Daemon, Guest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MIB = 1 << 20
-WRITEBACK = 32  # in struct virtio_blk_config
+SIZE_MAX, WRITEBACK = 8, 32  # in struct virtio_blk_config
 
 
 @pytest.fixture
@@ -42,6 +43,13 @@ def limit(device: Path, name: str, value: str) -> Iterator[None]:
         yield
     finally:
         knob.write_text(before)
+
+
+def told(guest: Guest, offset: int, kind: str) -> int:
+    """Return a field of struct virtio_blk_config."""
+    (value,) = struct.unpack(f"<{kind}", guest.frontend.get_config(offset, struct.calcsize(f"<{kind}")))
+    assert isinstance(value, int)
+    return value
 
 
 @contextmanager
@@ -93,3 +101,18 @@ def test_a_device_with_a_write_cache_begins_with_writeback(loop_device: Path, so
         daemon.logged("frontend_disconnected")
         assert daemon.stop() == 0
     assert modes(daemon) == [True]
+
+
+@pytest.mark.parametrize("engine", ["aio", "io_uring"])
+def test_a_request_may_be_larger_than_the_device_takes_at_once(loop_device: Path, sock: Path, engine: str) -> None:
+    data = os.urandom(MIB // 2)
+    with (
+        limit(loop_device, "max_sectors_kb", "128"),
+        Daemon("blk", "--socket-path", sock, "--blk-file", loop_device, "--engine", engine) as daemon,
+    ):
+        daemon.logged("listening")
+        with Guest(sock) as guest:
+            assert told(guest, SIZE_MAX, "I") == 128 << 10
+            assert guest.request(OUT, 8, out=data)[0] == 0
+            assert guest.request(IN, 8, length=len(data)) == (0, data)
+        assert daemon.stop() == 0

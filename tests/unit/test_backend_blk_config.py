@@ -80,6 +80,11 @@ def test_size_max_is_whole_blocks_and_neither_tiny_nor_endless(max_bytes: int, s
     assert field(replace(NVME, max_bytes=max_bytes), 8, "I") == size_max
 
 
+@pytest.mark.parametrize(("max_segments", "seg_max"), [(0, 126), (1, 1), (127, 126), (0xFFFFFFFF, 126), (32, 32)])
+def test_seg_max_is_what_device_and_data_path_take_at_once(max_segments: int, seg_max: int) -> None:
+    assert field(replace(NVME, max_segments=max_segments), 12, "I") == seg_max
+
+
 def test_numbers_too_large_for_their_field_are_capped() -> None:
     huge = replace(NVME, io_min=1 << 31, io_opt=1 << 45, discard_max=(1 << 64) - 1)
     assert field(huge, 26, "H") == 0xFFFF
