@@ -5,7 +5,8 @@
  * An engine belongs to one worker thread. Requests are the caller's memory (no allocation here per request). Reads and
  * writes go the engine's way (Linux AIO, io_uring, null); whatever would block a worker - flush, discard, write
  * zeroes, a read or write that the kernel refuses without waiting, buffers that O_DIRECT can't take - goes to the
- * engine's helper threads (helper.c) and comes back through the same io_reap().
+ * engine's helper threads (helper.c) and comes back through the same io_reap(). Only io_uring discards by itself, on block
+ * devices, where the kernel can.
  */
 #ifndef KPOLL_IO_H
 #define KPOLL_IO_H

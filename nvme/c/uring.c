@@ -12,7 +12,11 @@
  * device's for, it doesn't poll for: -EAGAIN. With RWF_NOWAIT we are told; without, a thread of the kernel's would try it
  * again without end (Linux 6.1, io_wq_submit_work()), and what must be cut never succeeds. It goes to the plain ring, as does
  * everything once the device says that it can't be polled any more (its driver came back without poll queues, or a layer
- * above it doesn't know RWF_NOWAIT). Flush, discard and write zeroes are the helper's in any case.
+ * above it doesn't know RWF_NOWAIT).
+ *
+ * A discard of a block device is a command of the plain ring, where the kernel has it (Linux 6.12). Whether it does only
+ * such a command tells: the first one that it refuses goes to the helper, and so do all others. Flush, write zeroes, and a
+ * discard that a flush has to follow, are the helper's in any case.
  */
 #include <errno.h>
 #include <linux/fs.h>
@@ -27,11 +31,21 @@
 struct uring {
 	struct io_engine engine;
 	struct uring_ring plain, polled;
-	bool polls; /* the polled ring is to be used */
+	bool polls;    /* the polled ring is to be used */
+	bool discards; /* the plain ring is to be used for discards */
 	int event_fd;
 	struct uring_buffers
 		*buffers; /* registered with the ring that reads and writes go to first; NULL: none ever were */
 };
+
+/* Nothing of no length: the kernel would call it invalid. */
+static bool can_discard(const struct uring *u, const struct io_req *r)
+{
+	const uint64_t below_block = u->engine.target->logical_block - 1;
+
+	return u->discards && r->op == IO_DISCARD && r->len && !((r->offset | r->len) & below_block) &&
+	       !(r->flags & IO_F_DSYNC);
+}
 
 static void uring_queue(struct io_engine *e, struct io_req *r)
 {
@@ -39,9 +53,11 @@ static void uring_queue(struct io_engine *e, struct io_req *r)
 
 	r->done = 0;
 	r->in_helper = false;
-	if (unlikely(r->op > IO_WRITE) || unlikely(r->len > INT32_MAX) || /* sqe->len, cqe->res */
-	    unlikely(io_range_misaligned(e->target, r->offset, r->len)) ||
-	    unlikely(io_iov_misaligned(e->target, r->iov, r->iovcnt)))
+	if (unlikely(r->op > IO_WRITE) && can_discard(u, r))
+		uring_ring_stage(&u->plain, r);
+	else if (unlikely(r->op > IO_WRITE) || unlikely(r->len > INT32_MAX) || /* sqe->len, cqe->res */
+		 unlikely(io_range_misaligned(e->target, r->offset, r->len)) ||
+		 unlikely(io_iov_misaligned(e->target, r->iov, r->iovcnt)))
 		io_helper_queue(e->helper, r);
 	else if (u->polls && io_in_one_piece(e->target, r))
 		uring_ring_stage(&u->polled, r);
@@ -66,6 +82,37 @@ static int uring_submit(struct io_engine *e)
 	return (int)(before - e->held);
 }
 
+/*
+ * Is a discard that the ring didn't carry out the helper's? -EOPNOTSUPP is said by kernels that have no such command, -EACCES by
+ * security modules (security_uring_cmd), -EBUSY where somebody uses the range through the page cache, which BLKDISCARD drops.
+ */
+static bool discards_otherwise(struct uring *u, int res)
+{
+	if (res == -EOPNOTSUPP || res == -EACCES) {
+		u->discards = false;
+		return true;
+	}
+	return res == -EBUSY || res == -EAGAIN || res == -EINTR || res == -EINVAL;
+}
+
+/* What a completion with this result leaves undone: does somebody else have it now? */
+static bool handed_on(struct uring *u, const struct uring_ring *ring, struct io_req *r, int res)
+{
+	if (r->op == IO_DISCARD) {
+		if (!discards_otherwise(u, res))
+			return false;
+	} else if (ring->polled && (res == -EOPNOTSUPP || res == -EAGAIN)) {
+		u->polls &= res == -EAGAIN;
+		uring_ring_stage(&u->plain, r);
+		return true;
+	} else if (res < 0 && res != -EAGAIN && res != -EINTR && res != -EINVAL) {
+		return false;
+	}
+	r->done = res > 0 ? (uint64_t)res : 0;
+	io_helper_queue(u->engine.helper, r);
+	return true;
+}
+
 /* Return: 1 if the completion finishes its request, stored in @done; else somebody else has it now */
 static unsigned uring_event(struct uring *u, const struct uring_ring *ring, const struct io_uring_cqe *cqe,
 			    struct io_req **done)
@@ -73,18 +120,9 @@ static unsigned uring_event(struct uring *u, const struct uring_ring *ring, cons
 	struct io_req *r = io_uring_cqe_get_data(cqe);
 	int res = cqe->res;
 
-	if (unlikely((uint32_t)res != r->len || res < 0)) {
-		if (ring->polled && (res == -EOPNOTSUPP || res == -EAGAIN)) {
-			u->polls &= res == -EAGAIN;
-			uring_ring_stage(&u->plain, r);
-			return 0;
-		}
-		if (res >= 0 || res == -EAGAIN || res == -EINTR || res == -EINVAL) {
-			r->done = res > 0 ? (uint64_t)res : 0;
-			io_helper_queue(u->engine.helper, r);
-			return 0;
-		}
-	}
+	if (unlikely((uint32_t)res != r->len || res < 0) && !(res == 0 && r->op == IO_DISCARD) &&
+	    handed_on(u, ring, r, res))
+		return 0;
 	r->res = res < 0 ? res : 0;
 	*done = r;
 	return 1;
@@ -211,6 +249,7 @@ static int uring_open(struct uring *u, struct io_target *t, uint32_t depth, bool
 	ret = uring_ring_open(&u->plain, t, depth, 0);
 	if (!ret)
 		ret = io_uring_register_eventfd(&u->plain.ring, u->event_fd);
+	u->discards = !ret && t->block_device && uring_ring_knows(&u->plain, IORING_OP_URING_CMD);
 	if (!ret && polls)
 		ret = uring_ring_open(&u->polled, t, depth, IORING_SETUP_IOPOLL);
 	u->polls = !ret && polls;

@@ -10,7 +10,13 @@
  */
 #include "uring_ring.h"
 
+#include <sys/ioctl.h>
+
 #include "uring_buffers.h"
+
+#ifndef BLOCK_URING_CMD_DISCARD
+#define BLOCK_URING_CMD_DISCARD _IO(0x12, 0) /* linux/blkdev.h, of Linux 6.12 */
+#endif
 
 #define SQ_ENTRIES_MAX 256
 
@@ -37,12 +43,29 @@ void uring_ring_close(struct uring_ring *r)
 	r->open = false;
 }
 
-static void prep(const struct uring_ring *r, struct io_uring_sqe *sqe, struct io_req *req)
+bool uring_ring_knows(struct uring_ring *r, int op)
+{
+	struct io_uring_probe *probe = io_uring_get_probe_ring(&r->ring);
+	bool knows = probe && io_uring_opcode_supported(probe, op);
+
+	io_uring_free_probe(probe);
+	return knows;
+}
+
+/* blkdev_uring_cmd() wants the range in addr and addr3, and 0 in whatever else there is. */
+static void prep_discard(struct io_uring_sqe *sqe, const struct io_req *req)
+{
+	io_uring_prep_rw(IORING_OP_URING_CMD, sqe, 0, NULL, 0, 0);
+	sqe->cmd_op = BLOCK_URING_CMD_DISCARD;
+	sqe->addr = req->offset;
+	sqe->addr3 = req->len;
+}
+
+static void prep_rw(const struct uring_ring *r, struct io_uring_sqe *sqe, const struct io_req *req)
 {
 	bool read = req->op == IO_READ, one = req->iovcnt == 1;
 	int buffer = one && r->buffers ? uring_buffers_find(r->buffers, req->iov->iov_base, req->len) : -1;
 
-	/* File 0 is the registered one: spares a reference on the file for each request. */
 	if (!one)
 		io_uring_prep_rw(read ? IORING_OP_READV : IORING_OP_WRITEV, sqe, 0, req->iov, req->iovcnt, req->offset);
 	else if (buffer < 0)
@@ -54,6 +77,15 @@ static void prep(const struct uring_ring *r, struct io_uring_sqe *sqe, struct io
 	if (buffer >= 0)
 		sqe->buf_index = (uint16_t)buffer;
 	sqe->rw_flags = (r->polled ? RWF_NOWAIT : 0) | (!read && (req->flags & IO_F_DSYNC) ? RWF_DSYNC : 0);
+}
+
+/* File 0 is the registered one: spares a reference on the file for each request. */
+static void prep(const struct uring_ring *r, struct io_uring_sqe *sqe, struct io_req *req)
+{
+	if (unlikely(req->op == IO_DISCARD))
+		prep_discard(sqe, req);
+	else
+		prep_rw(r, sqe, req);
 	sqe->flags |= IOSQE_FIXED_FILE;
 	io_uring_sqe_set_data(sqe, req);
 }

@@ -25,7 +25,7 @@ struct uring_ring {
 };
 
 /*
- * uring_ring_open() - Make it for @depth requests. @flags: IORING_SETUP_*
+ * uring_ring_open() - Make it for @depth requests: IO_READ, IO_WRITE, and IO_DISCARD on a block device. @flags: IORING_SETUP_*
  * Return: 0 or -errno; uring_ring_close() in any case
  */
 int uring_ring_open(struct uring_ring *r, const struct io_target *t, uint32_t depth, unsigned flags);
@@ -36,6 +36,9 @@ static inline void uring_ring_stage(struct uring_ring *r, struct io_req *req)
 	r->staged_count++;
 	io_list_push(&r->staged, req);
 }
+
+/* uring_ring_knows() - Has its kernel this operation? @op: IORING_OP_*. It may still refuse it to some files */
+bool uring_ring_knows(struct uring_ring *r, int op);
 
 /* Requests that are here and that the kernel doesn't have. */
 static inline unsigned uring_ring_held(const struct uring_ring *r)

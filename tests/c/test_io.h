@@ -12,6 +12,7 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -108,6 +109,17 @@ static inline void target_make_buffered(struct io_target *t)
 	t->fd_buffered = -1;
 	t->direct = false;
 	t->mem_align = t->offset_align = 1;
+}
+
+/* Since 6.12 Linux discards blocks of a device by a command of io_uring's. */
+static inline bool kernel_discards_by_ring(void)
+{
+	struct utsname name;
+	unsigned major, minor;
+
+	CHECK_EQ(uname(&name), 0);
+	CHECK_EQ(sscanf(name.release, "%u.%u", &major, &minor), 2);
+	return major > 6 || (major == 6 && minor >= 12);
 }
 
 static inline void *pages(size_t len)

@@ -4,9 +4,8 @@
  * and a loop device over a file, which completes later and gives space back to the file
  */
 #include <errno.h>
-#include <linux/loop.h>
-#include <sys/ioctl.h>
 
+#include "loop.h"
 #include "test_io.h"
 
 #define DISK_SIZE (16 * MIB)
@@ -65,31 +64,6 @@ static void clean_up(void)
 	if (t.fd > 0)
 		io_target_close(&t);
 	zram_remove();
-}
-
-/* Return: the loop device's descriptor, or -1 where there can be none; closing it ends the loop (AUTOCLEAR) */
-static int loop_add(const char *file)
-{
-	int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC), fd = open(file, O_RDWR | O_CLOEXEC), loop = -1;
-	struct loop_config config = { .fd = (uint32_t)fd, .block_size = 512, .info.lo_flags = LO_FLAGS_AUTOCLEAR };
-
-	CHECK(fd >= 0);
-	for (unsigned tries = 0; control >= 0 && loop < 0 && tries < 10; tries++) { /* others take them too */
-		int n = ioctl(control, LOOP_CTL_GET_FREE);
-
-		if (n < 0)
-			break;
-		snprintf(device, sizeof(device), "/dev/loop%d", n);
-		loop = open(device, O_RDWR | O_CLOEXEC);
-		if (loop >= 0 && ioctl(loop, LOOP_CONFIGURE, &config) < 0) {
-			close(loop);
-			loop = -1;
-		}
-	}
-	if (control >= 0)
-		close(control);
-	close(fd);
-	return loop;
 }
 
 static void its_facts_come_from_the_kernel(void)
@@ -319,7 +293,7 @@ static void on_loop(void)
 
 		scratch_path(file, false);
 		CHECK_EQ(truncate(file, DISK_SIZE), 0);
-		loop = loop_add(file);
+		loop = loop_add(device, file);
 		if (loop < 0) {
 			printf("skip: no loop device (needs root)\n");
 		} else {

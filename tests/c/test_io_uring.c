@@ -156,6 +156,21 @@ static void what_else_there_is_works_beside_polled_reads(void)
 	free(buf);
 }
 
+/* As it was discarded, so it is written again. Twice: a kernel that has no command for it says so but once. */
+static void blocks_are_discarded_by_the_ring_or_a_helper(void)
+{
+	uint64_t helped = e->stats.helped;
+	uint8_t *area = area_map();
+
+	for (unsigned i = 0; i < 2; i++) {
+		CHECK_EQ(run_extent(e, IO_DISCARD, 0, MIB, MIB), 0);
+		CHECK_EQ(e->polled, 0);
+		served(area, (uint8_t)(i + 1));
+	}
+	CHECK_EQ(e->stats.helped - helped, kernel_discards_by_ring() ? 0 : 2);
+	munmap(area, AREA);
+}
+
 /* The kernel registers no more than 1 GiB at once. */
 static void a_gigabyte_and_more_is_registered_in_pieces(void)
 {
@@ -215,6 +230,8 @@ static void all(void)
 	CHECK_EQ(ret, 0);
 	RUN(requests_in_flight_are_counted_as_polled_or_signalled);
 	RUN(what_else_there_is_works_beside_polled_reads);
+	if (t.block_device)
+		RUN(blocks_are_discarded_by_the_ring_or_a_helper);
 	RUN(memory_is_served_whether_it_is_registered_or_not);
 	RUN(other_memory_at_the_same_address_is_what_is_served);
 	RUN(memory_that_cannot_be_registered_is_served);
