@@ -23,6 +23,7 @@ WRITEBACK_OFFSET: Final = 32  # struct virtio_blk_config's one writable field
 EXTENT_MAX: Final = 2 << 30
 SEGMENT_MIN: Final = 64 << 10
 SEGMENT_MAX: Final = int(lib.BLK_SIZE_MAX)
+_U8: Final = (1 << 8) - 1
 _U32: Final = (1 << 32) - 1
 
 # struct virtio_blk_config: capacity, size_max, seg_max, geometry, blk_size, topology, writeback, num_queues,
@@ -64,6 +65,7 @@ class DiskLimits:
     offset_align: int = 1
     io_min: int = 0
     io_opt: int = 0
+    alignment_offset: int = 0
     discard_max: int = 0
     discard_granularity: int = 0
     write_zeroes_max: int = 0
@@ -79,6 +81,12 @@ class DiskLimits:
         image moves to a filesystem on other disks. What O_DIRECT refuses goes through the page cache.
         """
         return self.logical_block if self.block_device else SECTOR
+
+    @property
+    def alignment_blocks(self) -> int:
+        """Where the first whole physical block begins, in blocks; 0 as well where the field can't say it."""
+        blocks, rest = divmod(self.alignment_offset, self.blk_size)
+        return blocks if not rest and blocks <= _U8 else 0
 
     @property
     def discards(self) -> bool:
@@ -186,7 +194,7 @@ def config_space(
         0,
         block,
         (physical // block).bit_length() - 1,  # physical_block_exp
-        0,  # alignment_offset
+        limits.alignment_blocks,  # alignment_offset
         min(max(limits.io_min // block, 1), 0xFFFF),  # min_io_size
         min(limits.io_opt // block, _U32),  # opt_io_size
         writeback,

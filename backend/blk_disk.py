@@ -69,6 +69,7 @@ class Disk:
             offset_align=target.offset_align,
             io_min=target.io_min,
             io_opt=target.io_opt,
+            alignment_offset=target.alignment_offset,
             discard_max=target.discard_max,
             discard_granularity=_discard_granularity(target),
             write_zeroes_max=target.write_zeroes_max,

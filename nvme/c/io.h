@@ -34,6 +34,7 @@ struct io_target {
 	uint32_t mem_align; /* O_DIRECT's demands in bytes, powers of two; 1 when not direct */
 	uint32_t offset_align;
 	uint32_t logical_block, physical_block, io_min, io_opt;      /* bytes */
+	uint32_t alignment_offset;                                   /* bytes before the first whole physical block */
 	uint64_t size;                                               /* bytes at open */
 	uint64_t discard_max, discard_granularity, write_zeroes_max; /* bytes; 0: not offered by the device */
 	uint32_t max_segments;                                       /* of one device request; 0: unknown */

@@ -134,7 +134,7 @@ static void learn_direct(struct io_target *t, const struct stat *st)
 static int learn_block_device(struct io_target *t, dev_t dev)
 {
 	unsigned int physical = 0, io_min = 0, io_opt = 0;
-	int logical = 0;
+	int logical = 0, alignment = 0;
 
 	if (ioctl(t->fd, BLKGETSIZE64, &t->size) < 0 || ioctl(t->fd, BLKSSZGET, &logical) < 0)
 		return -errno;
@@ -142,9 +142,11 @@ static int learn_block_device(struct io_target *t, dev_t dev)
 	ioctl(t->fd, BLKPBSZGET, &physical);
 	ioctl(t->fd, BLKIOMIN, &io_min);
 	ioctl(t->fd, BLKIOOPT, &io_opt);
+	ioctl(t->fd, BLKALIGNOFF, &alignment); /* -1: what it is stacked of is aligned in no one way */
 	t->physical_block = physical > t->logical_block ? physical : t->logical_block;
 	t->io_min = io_min > t->logical_block ? io_min : t->logical_block;
 	t->io_opt = io_opt;
+	t->alignment_offset = alignment > 0 ? (uint32_t)alignment : 0;
 	t->max_segments = (uint32_t)queue_limit(dev, "max_segments");
 	t->max_bytes = queue_limit(dev, "max_sectors_kb") * 1024;
 	t->polls = queue_limit(dev, "io_poll") != 0;

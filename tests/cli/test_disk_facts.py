@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.harness import IN, OUT, SECTOR, Daemon, Guest
+from tests.cli.harness import IN, KPOLL, OUT, SECTOR, Daemon, Guest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MIB = 1 << 20
-SIZE_MAX, WRITEBACK = 8, 32  # in struct virtio_blk_config
+SIZE_MAX, ALIGNMENT_OFFSET, WRITEBACK = 8, 25, 32  # in struct virtio_blk_config
 
 
 @pytest.fixture
@@ -115,4 +115,23 @@ def test_a_request_may_be_larger_than_the_device_takes_at_once(loop_device: Path
             assert told(guest, SIZE_MAX, "I") == 128 << 10
             assert guest.request(OUT, 8, out=data)[0] == 0
             assert guest.request(IN, 8, length=len(data)) == (0, data)
+        assert daemon.stop() == 0
+
+
+def test_a_disk_that_does_not_begin_with_a_whole_physical_block_says_where_one_begins(
+    loop_device: Path, sock: Path, tmp_path: Path
+) -> None:
+    """No such disk can be made here, so the kernel's answer is put in its mouth."""
+    trace, serve = tmp_path / "trace", ("blk", "--socket-path", sock, "--blk-file", loop_device)
+    strace = ("strace", "-D", "-f", "-P", loop_device, "-o", trace)
+    with Daemon(*serve, program=(*strace, "-e", "trace=ioctl", KPOLL)) as daemon:
+        daemon.logged("listening")
+        assert daemon.stop() == 0
+    asked = [line for line in trace.read_text().splitlines() if "ioctl(" in line]
+    [number] = [n for n, line in enumerate(asked, 1) if "BLKALIGNOFF" in line]
+    answer = f"inject=ioctl:poke_exit=@arg3={(3072).to_bytes(4, 'little').hex()}:when={number}"
+    with Daemon(*serve, program=(*strace, "-e", answer, KPOLL)) as daemon:
+        daemon.logged("listening")
+        with Guest(sock) as guest:
+            assert told(guest, ALIGNMENT_OFFSET, "B") == 6
         assert daemon.stop() == 0

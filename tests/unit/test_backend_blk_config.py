@@ -80,6 +80,13 @@ def test_size_max_is_whole_blocks_and_neither_tiny_nor_endless(max_bytes: int, s
     assert field(replace(NVME, max_bytes=max_bytes), 8, "I") == size_max
 
 
+@pytest.mark.parametrize(
+    ("alignment_offset", "blocks"), [(0, 0), (3072, 6), (255 * 512, 255), (256 * 512, 0), (3000, 0)]
+)
+def test_alignment_offset_is_in_blocks_or_left_out(alignment_offset: int, blocks: int) -> None:
+    assert field(replace(NVME, logical_block=512, alignment_offset=alignment_offset), 25, "B") == blocks
+
+
 @pytest.mark.parametrize(("max_segments", "seg_max"), [(0, 126), (1, 1), (127, 126), (0xFFFFFFFF, 126), (32, 32)])
 def test_seg_max_is_what_device_and_data_path_take_at_once(max_segments: int, seg_max: int) -> None:
     assert field(replace(NVME, max_segments=max_segments), 12, "I") == seg_max
