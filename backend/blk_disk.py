@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kpoll.vhost._core import ffi, lib
@@ -35,6 +36,8 @@ def _open_error(path: str, error: int, *, read_only: bool) -> KpollError:
         case errno.EACCES | errno.EPERM:
             what = f"permission denied: this user has to be allowed to {wish} it"
             what += "" if read_only else " (--read-only needs less)"
+        case errno.EROFS if Path(path).is_block_device():
+            what = "is read-only (write-protected, or blockdev --setro): use --read-only"
         case errno.EROFS:
             what = "lies on a read-only filesystem: give --read-only"
         case errno.ETXTBSY | errno.EBUSY:

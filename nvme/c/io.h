@@ -49,7 +49,7 @@ struct io_target {
 
 /**
  * io_target_open() - Open a regular file or block device and learn its limits
- * Return: 0; -EISDIR, -ENOTBLK (neither file nor block device), -errno of open(2)/statx(2)
+ * Return: 0; -EISDIR, -ENOTBLK (neither file nor block device), -EROFS (a read-only device), -errno of open(2)/statx(2)
  */
 int io_target_open(struct io_target *t, const char *path, bool read_only);
 /* io_target_null() - A target without a device, for the null engine */

@@ -134,10 +134,13 @@ static void learn_direct(struct io_target *t, const struct stat *st)
 static int learn_block_device(struct io_target *t, dev_t dev)
 {
 	unsigned int physical = 0, io_min = 0, io_opt = 0;
-	int logical = 0, alignment = 0;
+	int logical = 0, protected = 0, alignment = 0;
 
 	if (ioctl(t->fd, BLKGETSIZE64, &t->size) < 0 || ioctl(t->fd, BLKSSZGET, &logical) < 0)
 		return -errno;
+	/* open(2) with O_RDWR succeeds; it's each write that would fail. */
+	if (!t->read_only && !ioctl(t->fd, BLKROGET, &protected) && protected)
+		return -EROFS;
 	t->logical_block = power_of_two_or((uint64_t)logical, SECTOR);
 	ioctl(t->fd, BLKPBSZGET, &physical);
 	ioctl(t->fd, BLKIOMIN, &io_min);

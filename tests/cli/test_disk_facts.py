@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.harness import IN, KPOLL, OUT, SECTOR, Daemon, Guest
+from tests.cli.harness import IN, KPOLL, OUT, SECTOR, Daemon, Guest, refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,3 +135,16 @@ def test_a_disk_that_does_not_begin_with_a_whole_physical_block_says_where_one_b
         with Guest(sock) as guest:
             assert told(guest, ALIGNMENT_OFFSET, "B") == 6
         assert daemon.stop() == 0
+
+
+def test_a_device_that_is_write_protected_is_only_read(loop_device: Path, sock: Path) -> None:
+    subprocess.run(["blockdev", "--setro", loop_device], check=True)
+    serve = ("blk", "--socket-path", sock, "--blk-file", loop_device)
+    line = refused(*serve, code=1)
+    assert f"{loop_device}: is read-only (write-protected, or blockdev --setro): use --read-only" in line
+    with Daemon(*serve, "--read-only") as daemon:
+        daemon.logged("listening")
+        with Guest(sock) as guest:
+            assert guest.request(IN, 0, length=SECTOR) == (0, bytes(SECTOR))
+        assert daemon.stop() == 0
+    subprocess.run(["blockdev", "--setrw", loop_device], check=True)
