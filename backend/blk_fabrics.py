@@ -105,7 +105,7 @@ class Reached:
 
     def tell(self, log: FilteringBoundLogger) -> None:
         """Log how it is reached, and what is otherwise than asked for where the connection isn't ours."""
-        log.info("nvme_connected", controller=self.controller, namespace=self.node, ours=self.ours)
+        log.info("nvme_connected", controller=self.controller, namespace=Path(self.node).name, ours=self.ours)
         if self.ours:
             return
         fast, loss = sysfs.timeouts(self.controller)

@@ -92,10 +92,25 @@ def blk(option: str) -> dict[str, Any]:
     return said("blk", "--socket-path", "/tmp/s", "--nvme-tcp", option)
 
 
-def no_permission() -> str:
+def no_permission() -> dict[str, Any]:
     """Try without the rights."""
     with nobody():
-        return error(lambda: fabrics.check_ready(load()))
+        return {
+            "connect": said("nvme", "connect", "--traddr", ADDRESS, "--nqn", DISK.nqn),
+            "blk": blk(DISK.option),
+        }
+
+
+def full() -> dict[str, Any]:
+    """Connect to a target that has room for two controllers, from a third host."""
+    at = ("--traddr", ADDRESS, "--trsvcid", str(DISK.port), "--nqn", DISK.nqn)
+    DISK.allow_controllers(2)
+    for host in (HOST, HOST[:-1] + "0"):
+        answered("nvme", "connect", *at, "--hostnqn", host)
+    refused = said("nvme", "connect", *at)
+    answered("nvme", "disconnect", "--nqn", DISK.nqn)
+    DISK.allow_controllers(100)
+    return {**refused, "left": controllers()}
 
 
 def silence() -> dict[str, Any]:
@@ -225,6 +240,7 @@ def main() -> None:
     facts["no_such_nsid"] = blk(f"{TWO.option},nsid=7")
     facts["no_disk"] = blk(f"{DISK.option}x")
     facts["no_permission"] = no_permission()
+    facts["full"] = full()
     facts["vanished"] = {"says": vanished(), "left": controllers()}
     facts["shared"] = shared()
     facts["polled"] = asked_for_poll_queues()

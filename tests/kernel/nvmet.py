@@ -48,6 +48,10 @@ class Target:
         """Let anybody connect, or nobody."""
         (self._subsystem / "attr_allow_any_host").write_text(str(int(wanted)))
 
+    def allow_controllers(self, most: int) -> None:
+        """Let so many connect at a time."""
+        (self._subsystem / "attr_cntlid_max").write_text(str(most))
+
     def start(self) -> None:
         """Listen."""
         (self._port / "subsystems" / self.nqn).symlink_to(self._subsystem)

@@ -86,6 +86,7 @@ def test_only_what_is_connected_over_fabrics_can_be_disconnected(facts: Any) -> 
         ("which", f"--nvme-tcp: {TWO.nqn} has the namespaces 1, 2: say which with nsid=N"),
         ("no_such_nsid", f"--nvme-tcp: {TWO.nqn} has no namespace 7: it has 1, 2"),
         ("no_disk", f"--nvme-tcp: {AT}: has no subsystem {DISK.nqn}x for the host nqn."),
+        ("full", f"{DISK.nqn} at {AT}: the target refuses ("),
     ],
 )
 def test_what_cannot_be_connected_says_why(facts: Any, what: str, says: str) -> None:
@@ -106,10 +107,12 @@ def test_a_connection_that_is_made_when_nobody_waits_for_it_any_more_is_undone(f
     assert (len(late["meanwhile"]), late["left"]) == (1, [])
 
 
-def test_who_may_not_connect_is_told_what_that_takes(facts: Any) -> None:
-    assert facts["no_permission"].startswith("/dev/nvme-fabrics: permission denied: ")
-    assert "CAP_DAC_OVERRIDE" in facts["no_permission"]
-    assert "CAP_SYS_ADMIN" in facts["no_permission"]
+@pytest.mark.parametrize("command", ["connect", "blk"])
+def test_who_may_not_connect_is_told_what_that_takes(facts: Any, command: str) -> None:
+    says = refused(facts["no_permission"][command])
+    assert "/dev/nvme-fabrics: permission denied: " in says
+    assert "CAP_DAC_OVERRIDE" in says
+    assert "CAP_SYS_ADMIN" in says
 
 
 def test_a_connection_that_another_kpoll_uses_stays_when_the_one_that_made_it_ends(facts: Any) -> None:
