@@ -69,12 +69,14 @@ class Used:
         name: The kernel's, such as nvme1.
         lock_fd: Its device, with our lock on it.
         delete_fd: Its delete_controller; -1 where somebody else has made it.
+        state_fd: Its state.
 
     """
 
     name: str
     lock_fd: int
     delete_fd: int
+    state_fd: int = -1
 
     def remove(self) -> None:
         """Remove it if we have made it and nobody else uses it: whatever still waits for it fails then. Blocks."""
@@ -94,6 +96,7 @@ class Reached:
         ours: Whether we connected it.
         on_error: What was asked for; it decides the timeouts of a connection that is ours.
         abandon: Removes the controller as `Used.remove` does. Blocks.
+        state_fd: Its state in sysfs.
 
     """
 
@@ -102,6 +105,7 @@ class Reached:
     ours: bool
     on_error: type_on_error
     abandon: Callable[[], None]
+    state_fd: int = -1
 
     def tell(self, log: FilteringBoundLogger) -> None:
         """Log how it is reached, and what is otherwise than asked for where the connection isn't ours."""
@@ -146,7 +150,7 @@ def reach(wanted: NvmeTcp, on_error: type_on_error) -> Iterator[Reached]:
         with _connection(wanted, on_error) as (used, library):
             node = _namespace(wanted, used.name, library)
             with _vanishing(wanted, node):
-                yield Reached(node, used.name, used.delete_fd >= 0, on_error, used.remove)
+                yield Reached(node, used.name, used.delete_fd >= 0, on_error, used.remove, used.state_fd)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -191,6 +195,7 @@ def _opened(name: str, maker: Fabrics | None) -> Iterator[Used]:
         try:
             folder = sysfs.SYS / "class" / "nvme" / name
             delete_fd = -1 if maker is None else keep(folder / "delete_controller", os.O_WRONLY)
+            state_fd = keep(folder / "state", os.O_RDONLY)
             lock_fd = keep(Path("/dev") / name, os.O_RDONLY)
             fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError as error:
@@ -198,7 +203,7 @@ def _opened(name: str, maker: Fabrics | None) -> Iterator[Used]:
                 with contextlib.suppress(ConnectError):
                     disconnect(maker, name)
             raise KpollError(f"{name}: was removed while we came to use it: {os_reason(error)}: try again") from error
-        used = Used(name, lock_fd, delete_fd)
+        used = Used(name, lock_fd, delete_fd, state_fd)
         stack.callback(used.remove)
         yield used
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from .blk_config import lifetime
+from .blk_connection import ConnectionWatch
 from .blk_device import open_device
 from .blk_disk import open_disk
 from .blk_errors import ErrorWatch
@@ -68,9 +69,10 @@ def open_blk(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[Service]:
         stack.callback(returned.close)
 
         async def watch() -> None:
-            if reached is not None:
-                reached.tell(log)
             async with trio.open_nursery() as nursery:
+                if reached is not None:
+                    reached.tell(log)
+                    nursery.start_soon(ConnectionWatch(reached.controller, reached.state_fd, log).run)
                 nursery.start_soon(resize.run)
                 nursery.start_soon(errors.run)
                 nursery.start_soon(returned.run)
