@@ -16,11 +16,11 @@ from .blk_queue import BlkQueue
 from .engines import candidates, open_lanes
 from .errors import KpollError
 from .iopoll import Iopoll, choose_iopoll
-from .service import WorkerDevice
+from .service import WorkerDevice, nothing
 from .worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from enum import IntFlag
 
     from structlog.typing import FilteringBoundLogger
@@ -43,6 +43,7 @@ class BlkDevice(WorkerDevice):
         engine: How its I/O is done.
         iopoll: Whether completions are polled for, and why (not).
         pins: Registers guest memory with it, where that was asked for.
+        lifetime_used: Called when a driver may begin to ask how worn the disk is (GET_LIFETIME).
 
     """
 
@@ -67,6 +68,7 @@ class BlkDevice(WorkerDevice):
         self.workers = workers
         self.num_queues = len(queues)
         self.queue_size_max = int(lib.VIRTQ_SIZE_MAX)
+        self.lifetime_used: Callable[[], None] = nothing
         self._log = log
         self._features = device_features(disk.limits, lifetime=bool(disk.lifetime))
         self._negotiated = 0
@@ -101,6 +103,11 @@ class BlkDevice(WorkerDevice):
     def features(self) -> int:
         """Give the feature bits on offer."""
         return self._features
+
+    @property
+    def lifetime_in_use(self) -> bool:
+        """Whether the driver may ask how worn the disk is."""
+        return self.connected and bool(self._negotiated & BlkFeature.VIRTIO_BLK_F_LIFETIME)
 
     def feature_names(self) -> type[IntFlag]:
         """Give the block device's feature bits by name."""
@@ -138,6 +145,8 @@ class BlkDevice(WorkerDevice):
 
     def set_features(self, features: int) -> None:
         """Take note of what was negotiated; it decides the cache mode (virtio 1.2 §5.2.5)."""
+        if features & ~self._negotiated & BlkFeature.VIRTIO_BLK_F_LIFETIME:
+            self.lifetime_used()
         self._negotiated = features
         if features & BlkFeature.VIRTIO_BLK_F_CONFIG_WCE and not features & BlkFeature.VIRTIO_BLK_F_FLUSH:
             self._writeback = 0  # §5.2.5.2: a driver that can't flush finds the cache off

@@ -68,7 +68,7 @@ class Health:
         self._read_at = time.monotonic()
         self._sock: trio.socket.SocketType | None = None
         self._may_return = False
-        self._returned = trio.Event()
+        self._at_once = trio.Event()
 
     @property
     def log(self) -> SmartLog | None:
@@ -83,14 +83,25 @@ class Health:
 
     def returned(self) -> None:
         """Have the device asked at once: it had gone, and is back."""
-        self._returned.set()
+        self._at_once.set()
 
-    async def run(self, log: FilteringBoundLogger, learned: Callable[[SmartLog], None]) -> None:
+    def used(self) -> None:
+        """Have the device asked at once, unless it was in the last minute: somebody begins to use the answer."""
+        if time.monotonic() - self._read_at >= REFRESH_S:
+            self._at_once.set()
+
+    async def run(
+        self,
+        log: FilteringBoundLogger,
+        learned: Callable[[SmartLog], None],
+        in_use: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Ask again once a minute, if that is possible; say once why it isn't.
 
         Args:
             log: The daemon's.
             learned: Called with each answer.
+            in_use: Whether anybody looks at it: the device isn't bothered for nobody.
 
         """
         if self.why_not is not None:
@@ -100,8 +111,10 @@ class Health:
         alive = True
         while alive:
             with trio.move_on_after(REFRESH_S):
-                await self._returned.wait()
-            self._returned = trio.Event()
+                await self._at_once.wait()
+            if not self._at_once.is_set() and not in_use():
+                continue
+            self._at_once = trio.Event()
             before = self.why_not
             alive = await self.refresh()
             if self._log is not None:
@@ -151,7 +164,7 @@ def open_health(device: int, *, watched: bool, news: socket.socket | None = None
 
     Args:
         device: The disk's descriptor; -1 for none.
-        watched: Whether anybody will look at it later.
+        watched: Whether metrics tell of it. Without, it is asked later only if it has answered: a guest may look then.
         news: By which a descriptor of the device comes when it had gone and is back (`Opener.news`); it is closed,
             being for the helper alone.
 
@@ -159,7 +172,7 @@ def open_health(device: int, *, watched: bool, news: socket.socket | None = None
     helper = None
     try:
         health = _ask_once(device) if is_nvme(device) else Health()
-        if watched and (health.log is not None or health.late):
+        if health.log is not None or (watched and health.late):
             helper = start_helper(device, news)
     except OSError as error:
         health = Health(why_not=f"the process that is to ask can't be confined: {error.strerror}")

@@ -55,6 +55,7 @@ def open_blk(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[Service]:
         if health.log is not None:
             learn(health.log)
         device = stack.enter_context(open_device(config, disk, log))
+        device.lifetime_used = health.used
         resize = ResizeWatch(device, log)
         stack.callback(resize.close)
         errors = ErrorWatch(device, config.on_error, log)
@@ -76,8 +77,8 @@ def open_blk(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[Service]:
                 nursery.start_soon(resize.run)
                 nursery.start_soon(errors.run)
                 nursery.start_soon(returned.run)
-                if watched or health.late:
-                    nursery.start_soon(health.run, log, learn)
+                if watched or health.late or disk.lifetime:
+                    nursery.start_soon(health.run, log, learn, lambda: watched or device.lifetime_in_use)
 
         async def refresh() -> None:
             await returned.look()

@@ -201,8 +201,9 @@ def health(folder: Path) -> Any:
 
 def helpers() -> list[int]:
     """Return the processes that ask devices."""
-    names = {int(each.parent.name): each.read_text().strip() for each in Path("/proc").glob("[0-9]*/comm")}
-    return [pid for pid, name in names.items() if name == "kpoll-smart"]
+    texts = {int(each.parent.name): each.read_text() for each in Path("/proc").glob("[0-9]*/status")}
+    orphan = "\nPPid:\t1\n"  # of a daemon that has ended: about to end, too
+    return [pid for pid, text in texts.items() if text.startswith("Name:\tkpoll-smart\n") and orphan not in text]
 
 
 def asked_again() -> Any:

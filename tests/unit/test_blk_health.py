@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
@@ -305,3 +306,67 @@ def test_why_there_are_none_is_logged_once() -> None:
 def test_a_filter_for_a_system_call_that_is_not_there_fails() -> None:
     with pytest.raises(OSError, match="Invalid argument"):
         filter_program({"no_such_call": ()})
+
+
+def test_without_metrics_a_device_is_asked_again_if_a_guest_may_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    monkeypatch.setattr(blk_health, "is_nvme", lambda _: True)
+    monkeypatch.setattr(blk_health, "_ask_once", lambda _: Health(SMART))
+    monkeypatch.setattr(blk_health, "start_helper", lambda *_: (ours, os.fork() or os._exit(0)))
+    with theirs, Path(os.devnull).open("rb") as device, open_health(device.fileno(), watched=False) as health:
+        theirs.send(struct.pack("=i512s", -errno.EIO, b""))
+        trio.run(health.refresh)
+        assert health.why_not == "Input/output error"
+
+
+def test_a_device_is_asked_while_somebody_looks_and_when_somebody_begins_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, in_use = [1000.0], [False]
+    monkeypatch.setattr(blk_health, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.setblocking(False)
+    learned: list[SmartLog] = []
+    log: Any = Log()
+    health = Health(SMART)
+
+    async def answered() -> None:
+        await trio.lowlevel.wait_readable(theirs)
+        assert theirs.recv(8) == b"?"
+        before = len(learned)
+        theirs.send(struct.pack("=i512s", 0, page("smart-log", lib.SMART_BYTES)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(learned) == before + 1
+
+    async def unasked(seconds: float) -> None:
+        await trio.sleep(seconds)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(8)
+
+    async def main() -> None:
+        with trio.fail_after(7200):
+            await looked_at()
+
+    async def looked_at() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(health.run, log, learned.append, lambda: in_use[0])
+            await unasked(600)
+            now[0] += 59
+            health.used()
+            await unasked(59)
+            now[0] += 1
+            health.used()
+            await answered()
+            health.used()
+            await unasked(59)
+            in_use[0] = True
+            began = trio.current_time()
+            await answered()
+            await answered()
+            assert trio.current_time() - began <= 121
+            in_use[0] = False
+            await unasked(600)
+            nursery.cancel_scope.cancel()
+
+    with ours, theirs:
+        health.keep_reading(ours)
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert log.lines == []
