@@ -7,15 +7,26 @@ engines without a daemon.
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from tests.kernel.polled_aio import aio
+from tests.kernel.polled_disk import POLLED
 from tests.kernel.polled_ratios import ratios
 from tests.kernel.polled_uring import alone, uring
 from tests.kernel.quiet import leave_the_worker_alone
+
+MAPPED = "kpoll-test"
+
+
+def mapped(disk: str) -> str:
+    """Put a device-mapper's disk above one; return it."""
+    size = subprocess.run(["blockdev", "--getsz", disk], check=True, capture_output=True, text=True).stdout.strip()
+    subprocess.run(["dmsetup", "create", MAPPED, "--table", f"0 {size} linear {disk} 0"], check=True)
+    return "/dev/dm-0"
 
 
 def main(*programs: str) -> None:
@@ -23,7 +34,11 @@ def main(*programs: str) -> None:
     leave_the_worker_alone()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        seen: dict[str, Any] = {"alone": {Path(program).name: alone(program) for program in programs}}
+        disks = (POLLED, mapped(POLLED))
+        seen: dict[str, Any] = {
+            "alone": {Path(program).name: [alone(program, disk) for disk in disks] for program in programs}
+        }
+        subprocess.run(["dmsetup", "remove", MAPPED], check=True)
         seen |= {"uring": uring(folder), "aio": aio(folder), "ratios": ratios(folder)}
     print(json.dumps(seen))
 

@@ -44,9 +44,9 @@ def refusal(folder: Path) -> str:
     return refused("blk", "--socket-path", folder / "s", "--blk-file", NO_QUEUES, "--iopoll", "on", code=1)
 
 
-def alone(program: str) -> tuple[int, str]:
+def alone(program: str, disk: str) -> tuple[int, str]:
     """Run a program that tests engines without a daemon; return its status, and what it said."""
-    environment = {**os.environ, "KPOLL_TEST_DISK": POLLED}
+    environment = {**os.environ, "KPOLL_TEST_DISK": disk}
     test = subprocess.run([program], env=environment, capture_output=True, text=True, check=False)
     return test.returncode, test.stdout + test.stderr
 

@@ -72,17 +72,17 @@ def test_a_device_without_poll_queues_is_one_line_that_says_what_to_do(uring: An
 
 
 @pytest.mark.parametrize(
-    ("name", "engine"),
+    ("name", "says"),
     [
-        ("test_io_uring", "io_uring_iopoll on /dev/nvme0n1 (direct 1, polls 1)"),
-        ("test_io_pieces", "io_uring_iopoll on /dev/nvme0n1 (polls 1)"),
-        ("test_io_pieces", "aio_iopoll on /dev/nvme0n1 (polls 1)"),
+        ("test_io_uring", "io_uring_iopoll on {} (direct 1, polls 1)"),
+        ("test_io_pieces", "io_uring_iopoll on {} (polls 1)"),
+        ("test_io_pieces", "aio_iopoll on {} (polls 1)"),
     ],
 )
-def test_an_engine_alone_on_such_a_device(seen: Any, name: str, engine: str) -> None:
-    status, said = seen["alone"][name]
-    assert status == 0, said
-    assert engine in said
+def test_an_engine_alone_on_such_a_device_and_on_a_device_mappers_above_it(seen: Any, name: str, says: str) -> None:
+    for disk, (status, said) in zip(("/dev/nvme0n1", "/dev/dm-0"), seen["alone"][name], strict=True):
+        assert status == 0, said
+        assert says.format(disk) in said
 
 
 def test_where_the_kernel_waits_no_polled_aio_raises_an_interrupt(aio: Any) -> None:
