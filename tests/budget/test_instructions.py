@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from kpoll.nvme.uring_probe import probe_uring
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -21,9 +24,9 @@ UNITS = 6400
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder with per_request and per_frame, built with the extension's optimization."""
+    """Give a folder with per_request, per_frame and per_io, built with the extension's optimization."""
     folder = tmp_path_factory.mktemp("budget")
-    for name in ("per_request", "per_frame"):
+    for name in ("per_request", "per_frame", "per_io"):
         words = ["gcc", *FLAGS, str(HERE / f"{name}.c"), *SOURCES, "-luring", "-lpthread", "-o", str(folder / name)]
         subprocess.run(words, check=True)
     return folder
@@ -55,6 +58,20 @@ def test_a_request_costs_no_more_instructions_than_its_budget(programs: Path, tm
     measured = cost(programs / "per_request", "blk_lane_poll", tmp_path, ring, depth)
     print(f"{case}: {measured:.1f} instructions per request, budget {BUDGET['instructions'][case]}")
     assert measured <= BUDGET["instructions"][case]
+
+
+@pytest.mark.parametrize("case", sorted(BUDGET["io_uring"]))
+@pytest.mark.ci_may_skip("containers may have no io_uring")
+def test_a_read_costs_io_uring_no_more_instructions_than_its_budget(programs: Path, tmp_path: Path, case: str) -> None:
+    """From a file, in memory that is registered with the kernel or isn't: staged, handed over and collected."""
+    if why := probe_uring().setup:
+        pytest.skip(f"no io_uring: {os.strerror(why)}")
+    memory, depth = case.split("-qd")
+    disk = tmp_path / "disk"
+    disk.write_bytes(os.urandom(16 << 20))
+    measured = cost(programs / "per_io", "engine_*", tmp_path, str(disk), "io_uring", memory, depth)
+    print(f"{case}: {measured:.1f} instructions per read, budget {BUDGET['io_uring'][case]}")
+    assert measured <= BUDGET["io_uring"][case]
 
 
 @pytest.mark.parametrize("case", sorted(BUDGET["frames"]))
