@@ -4,7 +4,7 @@
  *
  * The steering thread creates the ring and a worker uses it, so no SINGLE_ISSUER. No COOP_TASKRUN either: the worker
  * watches the completion queue's tail in memory, and that moves without a system call of ours only if the kernel may
- * interrupt us to run the completion's task work.
+ * interrupt us to run the completion's task work. On a polled ring none of them saves anything (docs/benchmarks.md).
  *
  * The submission queue is short and the completion queue as long as the ring is deep, so that it can't overflow.
  */
