@@ -12,8 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path as File
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import structlog
@@ -27,9 +26,6 @@ from kpoll.nvme.bounded import CrashedError, TooLateError, bounded
 from kpoll.nvme.fabrics import Address, ConnectError, check_ready, default_host
 from kpoll.nvme.libnvme import Libnvme
 from kpoll.nvme.topology import Controller
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NQN = "nqn.2024-01.example:disk"
 
@@ -182,7 +178,7 @@ def test_what_is_done_in_time_returns_its_result_or_error() -> None:
 
 def children() -> set[str]:
     """Our child processes; other tests' may be among them."""
-    return set(File(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
 def test_what_takes_too_long_is_killed() -> None:
