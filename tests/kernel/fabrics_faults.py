@@ -8,89 +8,45 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kpoll.backend.bench.blk import BlkLoad, run_blk
-from kpoll.nvme import fabrics, sysfs
+from kpoll.nvme import fabrics
 from kpoll.nvme.libnvme import load
 from tests.cli import harness
 from tests.cli.harness import IN, OUT, SECTOR, Daemon, Guest, scrape, until
+from tests.kernel.fabrics_load import (
+    Load,
+    connected,
+    failed,
+    loaded_while,
+    metrics,
+    over_tcp,
+    say,
+    seen,
+    serving,
+    verified,
+)
 from tests.kernel.nvmet import ADDRESS, Target, loopback_up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from kpoll.nvme.topology import Controller
+    from collections.abc import Callable
 
 TARGET = Target("nqn.2024-01.kpoll:disk", 4420)
 LENGTH = 4096
-SPAN = 8 << 20
-FILLED = SPAN // LENGTH + 100  # requests, when the load is well at it
-OK = 0
 PCI_RESCAN = Path("/sys/bus/pci/rescan")
-BEGAN = time.monotonic()
-
-
-def say(what: str) -> None:
-    """Tell how far it is."""
-    print(f"{time.monotonic() - BEGAN:6.1f} s  {what}", file=sys.stderr, flush=True)
-
-
-def metrics(sock: Path) -> Path:
-    """Say where the metrics of who serves a socket are."""
-    return sock.with_name("m")
-
-
-def answered(sock: Path) -> int:
-    """Return how many requests were."""
-    samples = scrape(metrics(sock))
-    return int(sum(count for (name, _), count in samples.items() if name == "kpoll_requests_total"))
-
-
-def over_tcp() -> list[Controller]:
-    """Return the controllers that are reached over fabrics."""
-    return [each for _, each in sysfs.scan("").controllers() if each.transport == "tcp"]
-
-
-def connected() -> list[str]:
-    """Name them."""
-    return [each.name for each in over_tcp()]
-
-
-@contextmanager
-def serving(*options: str) -> Iterator[tuple[Daemon, Path]]:
-    """Serve a disk; yields the daemon, which listens, and its socket."""
-    with tempfile.TemporaryDirectory() as folder:
-        sock = Path(folder) / "s"
-        words = ["--socket-path", str(sock), "--metrics-socket", str(metrics(sock)), "--num-queues", "2"]
-        with Daemon("blk", *words, "--poll", "off", *options) as daemon:
-            daemon.logged("listening")
-            say(f"serving {options}")
-            yield daemon, sock
-
-
-def verified(sock: Path, **options: Any) -> dict[str, Any]:
-    """Write and read with checks; return what the load saw."""
-    report = run_blk(sock, BlkLoad(rw="randrw", verify=True, size=SPAN, iodepth=8, stall=150, wait="sleep", **options))
-    return {
-        name: value for name, value in asdict(report).items() if name in ("errors", "checked", "mismatches", "writes")
-    }
+WAYS = tuple((engine, iopoll) for engine in ("aio", "io_uring") for iopoll in ("off", "on"))
 
 
 def target_killed(policy: str) -> dict[str, Any]:
     """Kill the target under load and start it again."""
-    with serving("--nvme-tcp", TARGET.option, "--on-error", policy) as (daemon, sock), ThreadPoolExecutor() as pool:
+    with serving("--nvme-tcp", TARGET.option, "--on-error", policy) as (daemon, sock):
         during = connected()
         ours = daemon.logged("nvme_connected")["ours"]
 
-        def outage() -> tuple[dict[str, Any], dict[str, Any]]:
-            until(lambda: answered(sock) > FILLED)
+        def outage(_: Load) -> tuple[dict[str, Any], dict[str, Any]]:
             TARGET.kill()
             say("killed")
             errors = daemon.logged("disk_errors")
@@ -100,11 +56,7 @@ def target_killed(policy: str) -> dict[str, Any]:
             say("over")
             return errors, over
 
-        seeing = pool.submit(outage)
-        # In this thread, which hears signals; long enough for the outage to lie within it, however slow we are.
-        seen = verified(sock, runtime=60.0, think_us=10000, queues=2)
-        say("load over")
-        errors, over = seeing.result()
+        saw, (errors, over) = loaded_while(sock, outage, runtime=40.0, think_us=10000)
         code = daemon.stop()
         lines = [line["event"] for line in daemon.log]
     return {
@@ -112,7 +64,7 @@ def target_killed(policy: str) -> dict[str, Any]:
         "ours": ours,
         "errors": errors,
         "over": over,
-        "load": seen,
+        "load": saw,
         "code": code,
         "after": connected(),
         "times_begun": lines.count("disk_errors"),
@@ -181,30 +133,27 @@ def smart_asks(daemon: Daemon) -> str | None:
     return None
 
 
-def removed(daemon: Daemon, sock: Path, remove: Any, bring_back: Any) -> dict[str, Any]:
-    """Remove the disk under a guest, and bring it back."""
-    pattern = b"\xa5" * LENGTH
-    with Guest(sock) as guest:
-        before = guest.request(OUT, 64, out=pattern)[0]
+def removed(daemon: Daemon, sock: Path, remove: Callable[[], None], bring_back: Callable[[], None]) -> dict[str, Any]:
+    """Remove the disk under a load, which fails then, and bring it back, with which it succeeds again."""
+
+    def outage(load: Load) -> dict[str, Any]:
+        before = failed(sock)
         remove()
         say("removed")
         daemon.logged("disk_gone")
-        while_gone = [guest.request(IN, 64, length=LENGTH)[0], guest.request(OUT, 128, out=pattern)[0]]
+        say("gone")
+        seen(lambda: failed(sock) > before)
         bring_back()
         returned = daemon.logged("disk_returned")
         say("returned")
-        until(lambda: smart_asks(daemon) == returned["namespace"])
-        # What is asked as it comes back may still find the old one.
-        after = guest.request(IN, 64, length=LENGTH)
-    return {
-        "before": before,
-        "while_gone": while_gone,
-        "returned": returned["namespace"],
-        "after": after[0],
-        "kept_its_data": after[1] == pattern,
-        "load": verified(sock, requests=500),
-        "code": daemon.stop(),
-    }
+        load.goes_on()
+        say("goes on")
+        seen(lambda: smart_asks(daemon) == returned["namespace"])
+        return {"failed_before": before, "returned": returned["namespace"]}
+
+    saw, facts = loaded_while(sock, outage, runtime=20.0, think_us=2000)
+    facts |= {"load": saw, "failed": failed(sock), "failed_io": failed(sock, kind="io")}
+    return {**facts, "afterwards": verified(sock, requests=500), "code": daemon.stop()}
 
 
 def controller_deleted() -> dict[str, Any]:
@@ -223,21 +172,28 @@ def controller_deleted() -> dict[str, Any]:
     with serving("--nvme-tcp", TARGET.option) as (daemon, sock):
         ours = daemon.logged("nvme_connected")["ours"]
         found = daemon.logged("nvme_connection_found")
-        seen = removed(daemon, sock, delete, connect)
+        facts = removed(daemon, sock, delete, connect)
     left = connected()
     delete()
-    return {**seen, "ours": ours, "found": found, "left": left}
+    return {**facts, "ours": ours, "found": found, "left": left}
 
 
-def card_pulled(name: str, engine: str) -> dict[str, Any]:
+def card_pulled(name: str, engine: str, iopoll: str) -> dict[str, Any]:
     """Remove a PCI device, and rescan the bus: it comes back under another name, as the old one is still in use."""
 
     def remove() -> None:
         Path("/sys/block", name, "device/device/remove").resolve().write_text("1")
         until(lambda: not Path("/sys/block", name).exists())
 
-    with serving("--blk-file", f"/dev/{name}", "--engine", engine) as (daemon, sock):
-        return removed(daemon, sock, remove, lambda: PCI_RESCAN.write_text("1"))
+    def rescan() -> None:
+        PCI_RESCAN.write_text("1")
+
+    polled = "kernel" if iopoll == "on" else "off"
+    options = ("--blk-file", f"/dev/{name}", "--engine", engine, "--iopoll", iopoll)
+    with serving(*options, poll=polled) as (daemon, sock):
+        facts = removed(daemon, sock, remove, rescan)
+        [started] = [line for line in daemon.log if line["event"] == "started"]
+        return {**facts, "engine": started["engine"], "iopoll": started["iopoll"]}
 
 
 def main() -> None:
@@ -251,8 +207,10 @@ def main() -> None:
     facts["ended"] = ended_without_a_target()
     facts["stop"] = stopped_and_resumed()
     facts["deleted"] = controller_deleted()
-    facts["pulled_aio"] = card_pulled("nvme1n1", "aio")
-    facts["pulled_io_uring"] = card_pulled(facts["pulled_aio"]["returned"], "io_uring")
+    name = "nvme1n1"
+    for engine, iopoll in WAYS:
+        facts[f"pulled {engine} {iopoll}"] = card_pulled(name, engine, iopoll)
+        name = facts[f"pulled {engine} {iopoll}"]["returned"]
     json.dump(facts, sys.stdout)
 
 
