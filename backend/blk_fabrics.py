@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from kpoll.nvme.libnvme import Libnvme
     from kpoll.nvme.libnvme_fabrics import Fabrics
+    from kpoll.nvme.topology import Controller, Subsystem
 
     from .config import type_on_error
     from .nvme_tcp import NvmeTcp
@@ -163,14 +164,15 @@ def _connection(wanted: NvmeTcp, on_error: type_on_error) -> Iterator[tuple[Used
     try:
         fabrics = check_ready(library)
         assert library is not None
-        for _, controller in connected(wanted.nqn):
+        for subsystem, controller in connected(wanted.nqn):
             if address.is_of(controller):
-                if controller.state != "live":
+                live = live_path(subsystem, controller)
+                if live is None:
                     raise KpollError(
                         f"{controller.name}: is connected to {wanted.nqn} already, but {controller.state} now: wait "
                         f"until it is live, or `kpoll nvme disconnect --device {controller.name}`"
                     )
-                with _opened(controller.name, None) as found:
+                with _opened(live, None) as found:
                     yield found, library
                 return
         name = connect(
@@ -180,6 +182,18 @@ def _connection(wanted: NvmeTcp, on_error: type_on_error) -> Iterator[tuple[Used
         raise KpollError(f"--nvme-tcp: {error}") from error
     with _opened(name, fabrics) as made:
         yield made, library
+
+
+def live_path(subsystem: Subsystem, controller: Controller) -> str | None:
+    """Name a controller that answers now and leads to what this one does: itself, or with multipath another one."""
+    if controller.state == "live":
+        return controller.name
+    live = {each.name for each in subsystem.controllers if each.state == "live"}
+    for namespace in subsystem.namespaces:
+        ways = {path.controller for path in namespace.paths}
+        if controller.name in ways and ways & live:
+            return min(ways & live)
+    return None
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from tests.kernel.fabrics_load import (
     serving,
     verified,
 )
+from tests.kernel.fabrics_multipath import multipath
 from tests.kernel.nvmet import ADDRESS, Target, loopback_up
 
 if TYPE_CHECKING:
@@ -211,6 +212,7 @@ def main() -> None:
     for engine, iopoll in WAYS:
         facts[f"pulled {engine} {iopoll}"] = card_pulled(name, engine, iopoll)
         name = facts[f"pulled {engine} {iopoll}"]["returned"]
+    facts["multipath"] = multipath(TARGET, TARGET.port + 1)
     json.dump(facts, sys.stdout)
 
 

@@ -62,9 +62,10 @@ def succeeded(sock: Path) -> int:
     return count(samples, "kpoll_requests_total") - count(samples, ERRORS)
 
 
-def retried(sock: Path) -> int:
-    """Return how many failures the guest wasn't told of."""
-    return count(scrape(metrics(sock)), "kpoll_request_retries_total")
+def trouble(sock: Path) -> int:
+    """Return how many failures there were, whether the guest was told of them or not."""
+    samples = scrape(metrics(sock))
+    return count(samples, ERRORS) + count(samples, "kpoll_request_retries_total")
 
 
 def seen(reached: Callable[[], bool]) -> None:

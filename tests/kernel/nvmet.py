@@ -28,6 +28,10 @@ class Target:
         self._subsystem.mkdir(parents=True)
         self.allow_any_host(True)
         self.add(nsid, backing)
+        self.offer()
+
+    def offer(self) -> None:
+        """Make the port and listen; the subsystem is there, maybe at another port too."""
         self._port.mkdir(parents=True)
         for name, value in (("trtype", "tcp"), ("adrfam", "ipv4"), ("traddr", ADDRESS), ("trsvcid", str(self.port))):
             (self._port / f"addr_{name}").write_text(value)

@@ -18,7 +18,7 @@ OK = 0
 def facts(patched: str) -> Any:
     """Let it all happen once."""
     options = ("--nvme", "64M", "--nvme", "64M", "--append", "nvme.poll_queues=1", *spin_for("kernel", 50))
-    said = vm_ok("python", "-m", "tests.kernel.fabrics_faults", kernel=patched, options=options, seconds=600)
+    said = vm_ok("python", "-m", "tests.kernel.fabrics_faults", kernel=patched, options=options, seconds=900)
     print(said)
     return json.loads(said[said.index("{") :])
 
@@ -76,6 +76,31 @@ def test_a_device_that_is_pulled_is_an_error_to_the_guest_until_it_is_back(
     seen = facts[f"pulled {engine} {iopoll}"]
     assert (seen["engine"], seen["iopoll"]) == (engine, iopoll == "on")
     went_and_came(seen)
+
+
+@pytest.mark.parametrize("disk", ["file retry", "tcp report"])
+def test_one_of_two_ways_that_is_lost_costs_no_request(facts: Any, disk: str) -> None:
+    assert facts["multipath"][disk]["after_one"] == 0
+
+
+@pytest.mark.parametrize("disk", ["file retry", "tcp report"])
+def test_one_way_that_is_back_after_both_were_lost_is_enough(facts: Any, disk: str) -> None:
+    seen = facts["multipath"][disk]
+    assert seen["second"] != "live"
+    assert (seen["load"]["checked"] > 0, seen["load"]["mismatches"]) == (True, 0)
+    assert (seen["afterwards"]["errors"], seen["afterwards"]["mismatches"], seen["code"]) == (0, 0, 0)
+
+
+def test_with_both_ways_lost_requests_wait_or_fail_as_on_error_says(facts: Any) -> None:
+    waited, told = facts["multipath"]["file retry"], facts["multipath"]["tcp report"]
+    assert (waited["load"]["errors"], waited["failed"], waited["over"]["retried"] > 0) == (0, 0, True)
+    assert told["load"]["errors"] == told["failed"] == told["over"]["reported"] > 0
+
+
+def test_a_way_that_is_found_lost_is_no_obstacle_while_there_is_another(facts: Any) -> None:
+    _, live = facts["multipath"]["names"]
+    seen = facts["multipath"]["lost"]
+    assert (seen["status"], seen["controller"], seen["ours"]) == (OK, live, False)
 
 
 def went_and_came(seen: Any) -> None:

@@ -12,20 +12,22 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from kpoll.backend.blk_fabrics import Reached, Used
+from kpoll.backend.blk_fabrics import Reached, Used, live_path
 from kpoll.backend.errors import UsageError
 from kpoll.backend.nvme_tcp import NvmeTcp, parse_nvme_tcp
 from kpoll.nvme import sysfs
 from kpoll.nvme.bounded import CrashedError, TooLateError, bounded
 from kpoll.nvme.fabrics import Address, ConnectError, check_ready, default_host
 from kpoll.nvme.libnvme import Libnvme
-from kpoll.nvme.topology import Controller
+from kpoll.nvme.topology import Controller, Namespace, Subsystem
+from kpoll.nvme.topology import Path as Way
 
 NQN = "nqn.2024-01.example:disk"
 
@@ -105,6 +107,43 @@ def test_an_address_is_a_controllers_whatever_else_the_kernel_says_of_it() -> No
     assert not address.is_of(controller("traddr=2001:db8::1,trsvcid=4420", "rdma"))
     assert not address.is_of(controller("0000:00:05.0", "pcie"))
     assert str(address) == "tcp [2001:db8::1]:4420"
+
+
+def subsystem(states: dict[str, str], *ways: set[str]) -> Subsystem:
+    """Have controllers in these states, and a namespace for each set of them."""
+    namespaces = tuple(
+        Namespace(
+            name=f"nvme0n{nsid}",
+            nsid=nsid,
+            size_bytes=4096,
+            block_bytes=512,
+            metadata_bytes=None,
+            nguid=None,
+            eui64=None,
+            uuid=None,
+            paths=tuple(Way(name=f"{each}n{nsid}", controller=each, ana_state=None) for each in sorted(names)),
+        )
+        for nsid, names in enumerate(ways, 1)
+    )
+    controllers = tuple(replace(controller(""), name=name, state=state) for name, state in states.items())
+    return Subsystem(name="nvme-subsys0", nqn=NQN, controllers=controllers, namespaces=namespaces)
+
+
+@pytest.mark.parametrize(
+    ("states", "ways", "wanted"),
+    [
+        ({"nvme1": "live", "nvme2": "live"}, [{"nvme1", "nvme2"}], "nvme1"),
+        ({"nvme1": "connecting", "nvme2": "live"}, [{"nvme1", "nvme2"}], "nvme2"),
+        ({"nvme1": "connecting", "nvme2": "connecting"}, [{"nvme1", "nvme2"}], None),
+        # Without multipath each has a block device of its own.
+        ({"nvme1": "connecting", "nvme2": "live"}, [{"nvme1"}, {"nvme2"}], None),
+    ],
+)
+def test_another_way_to_the_same_namespace_does_for_one_that_is_lost(
+    states: dict[str, str], ways: list[set[str]], wanted: str | None
+) -> None:
+    there = subsystem(states, *ways)
+    assert live_path(there, there.controllers[0]) == wanted
 
 
 def test_a_host_has_nvme_clis_name_or_one_of_its_own_that_stays(tmp_path: Path) -> None:
