@@ -54,7 +54,7 @@ def both_lost(one: Target, two: Target, names: tuple[str, str], options: tuple[s
             facts["second"] = state(names[1])
             return facts
 
-        saw, facts = loaded_while(sock, outage, runtime=45.0, think_us=10000)
+        saw, facts = loaded_while(sock, outage, runtime=40.0, think_us=10000)
         facts |= {"load": saw, "failed": failed(sock), "used": used}
         two.start()
         seen(lambda: [state(name) for name in names] == ["live", "live"])
