@@ -128,7 +128,7 @@ _COMMON_OPTIONS: Final = (
         default=POLL_US_DEFAULT,
         show_default=True,
         metavar="N",
-        help="Never poll longer than this without a request, in microseconds; 0 is --poll off.",
+        help="Never spin longer than this without a request, in microseconds; 0 is --poll off.",
     ),
     click.option(
         "--log-format",
@@ -202,7 +202,8 @@ def _common_options(command: type_command) -> type_command:
     type=click.Choice(["auto", "on", "off"]),
     default="auto",
     show_default=True,
-    help="Poll the device's queues instead of taking interrupts: auto does where there are any.",
+    help="Poll the device's queues instead of taking interrupts: auto does where there are any; aio can under --poll "
+    "kernel alone.",
 )
 @click.option(
     "--pin-guest-memory",
