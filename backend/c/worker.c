@@ -23,6 +23,7 @@
 #include "mailbox.h"
 
 #define LANES 16
+#define UNWATCHED_NS 1000000
 #define NO_KICK_POLL_NS 200000 /* a driver without a kick descriptor wants to be polled (SET_VRING_KICK, bit 8) */
 
 enum command_op { COMMAND_START, COMMAND_STOP, COMMAND_JOIN, COMMAND_EXIT };
@@ -314,6 +315,9 @@ static void wait_for_work(struct worker *w)
 		struct lane *lane = w->lanes[i];
 		int64_t t = lane->ops->sleep_timeout_ns ? lane->ops->sleep_timeout_ns(lane) : -1;
 
+		/* Its engine isn't in the wait set, see join_lane(): what completes wakes nobody. */
+		if (unlikely(lane->join_error < 0) && (t < 0 || t > UNWATCHED_NS))
+			t = UNWATCHED_NS;
 		if (t >= 0 && (timeout < 0 || t < timeout))
 			timeout = t;
 	}

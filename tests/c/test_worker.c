@@ -434,6 +434,41 @@ static void keeper_release(struct lane *lane, struct queue *q)
 	count_add(&container_of(q, struct keeper, queue)->released, 1);
 }
 
+static void join_again(struct keeper *k, int refuse)
+{
+	uint32_t before = load_acquire(&k->lane.joined);
+
+	k->refuse = refuse;
+	CHECK_EQ(worker_join_lane(worker, &k->lane), 0);
+	while (load_acquire(&k->lane.joined) == before)
+		cpu_relax();
+	CHECK_EQ(k->lane.join_error, refuse);
+}
+
+/* Its bell isn't in the wait set then, and what completes would wake nobody. */
+static void a_device_that_could_not_join_again_is_looked_at_all_the_same(struct keeper *k, struct guest *other)
+{
+	struct pollfd call = { .fd = other->call, .events = POLLIN };
+	struct worker_stats stats;
+	struct driver_used used;
+	uint64_t one = 1, before;
+
+	join_again(k, -ENOMEM);
+	client_add(&other->c, 0, VIRTIO_BLK_T_IN, 0, 0, 512);
+	CHECK(driver_publish(other->c.driver) >= 0);
+	CHECK(write(other->kick, &one, 8) == 8);
+	while (queue_in_flight(&k->queue) == 0)
+		cpu_relax();
+	worker_stats(worker, &stats);
+	for (before = stats.wait.sleeps; stats.wait.sleeps == before; worker_stats(worker, &stats))
+		cpu_relax();
+	CHECK(write(k->bell, &one, 8) == 8);
+	CHECK(poll(&call, 1, 10000) == 1);
+	CHECK(read(other->call, &one, 8) == 8);
+	CHECK_EQ(driver_poll_used(other->c.driver, &used, 1), 1);
+	join_again(k, 0);
+}
+
 static void a_device_that_is_no_disk_is_served_beside_one(int strategy)
 {
 	static const struct lane_ops ops = { .poll = keeper_poll, .join = keeper_join, .release = keeper_release };
@@ -472,6 +507,8 @@ static void a_device_that_is_no_disk_is_served_beside_one(int strategy)
 		CHECK_EQ(driver_poll_used(other.c.driver, &used, 1), 1);
 	}
 
+	a_device_that_could_not_join_again_is_looked_at_all_the_same(&k, &other);
+
 	/* Stopped with a chain in flight, it is the worker's until the chain is back. */
 	client_add(&other.c, 0, VIRTIO_BLK_T_IN, 0, 0, 512);
 	CHECK(driver_publish(other.c.driver) >= 0);
@@ -486,7 +523,7 @@ static void a_device_that_is_no_disk_is_served_beside_one(int strategy)
 	CHECK(write(k.bell, &one, 8) == 8);
 	await_queue(&k.queue, QUEUE_STOPPED);
 	CHECK_EQ(load_relaxed(&k.released), 1);
-	CHECK_EQ(virtq_base(&k.queue.vq), repeated(200) + 1);
+	CHECK_EQ(virtq_base(&k.queue.vq), repeated(200) + 2);
 
 	guest_stop(&disk);
 	stop();
