@@ -180,7 +180,7 @@ def config_space(
     physical = max(limits.physical_block, limits.offset_align, block)
     # What the device takes at once has two bounds (max_bytes and max_segments), a virtio request one on the number of
     # its segments and one on the size of each; none on the whole. So a request may be larger than the device takes,
-    # which works: the kernel cuts it, and the pieces run side by side (and raise interrupts: io_in_one_piece()). To rule
+    # which works: the kernel cuts it, and the pieces run side by side (with interrupts: io_in_one_piece()). To rule
     # that out, seg_max * size_max would have to be max_bytes: a guest whose pages lie one after the other would then
     # have to send a large request in many small ones, each dearer to guest and host than such a cut.
     size_max = min(max(limits.max_bytes or SEGMENT_MAX, SEGMENT_MIN), SEGMENT_MAX) // block * block

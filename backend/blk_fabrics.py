@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .config import type_on_error
     from .nvme_tcp import NvmeTcp
 
+_ACCESSIBLE: Final = (None, "optimized", "non-optimized")  # NVMe 2.0 §8.1: in others, requests wait
 _NAMESPACE_S: Final = 10.0  # until the kernel has made the block device
 
 # A lost connection is tried again for as long as we live, every 2 s. Meanwhile the kernel holds requests, for so long;
@@ -166,7 +167,7 @@ def _connection(wanted: NvmeTcp, on_error: type_on_error) -> Iterator[tuple[Used
         assert library is not None
         for subsystem, controller in connected(wanted.nqn):
             if address.is_of(controller):
-                live = live_path(subsystem, controller)
+                live = live_path(subsystem, controller, wanted.nsid)
                 if live is None:
                     raise KpollError(
                         f"{controller.name}: is connected to {wanted.nqn} already, but {controller.state} now: wait "
@@ -184,16 +185,24 @@ def _connection(wanted: NvmeTcp, on_error: type_on_error) -> Iterator[tuple[Used
         yield made, library
 
 
-def live_path(subsystem: Subsystem, controller: Controller) -> str | None:
-    """Name a controller that answers now and leads to what this one does: itself, or with multipath another one."""
+def live_path(subsystem: Subsystem, controller: Controller, nsid: int | None) -> str | None:
+    """Name a controller that answers now and leads to what this one does: itself, or with multipath another one.
+
+    Args:
+        subsystem: What both are of.
+        controller: The one.
+        nsid: The namespace that is wanted; None: the only one that it leads to.
+
+    """
     if controller.state == "live":
         return controller.name
     live = {each.name for each in subsystem.controllers if each.state == "live"}
-    for namespace in subsystem.namespaces:
-        ways = {path.controller for path in namespace.paths}
-        if controller.name in ways and ways & live:
-            return min(ways & live)
-    return None
+    there = [each for each in subsystem.namespaces if controller.name in {path.controller for path in each.paths}]
+    wanted = there if nsid is None else [each for each in there if each.nsid == nsid]
+    if len(wanted) != 1:
+        return None
+    ways = {path.controller for path in wanted[0].paths if path.ana_state in _ACCESSIBLE}
+    return min(ways & live, default=None)
 
 
 @contextlib.contextmanager

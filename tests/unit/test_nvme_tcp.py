@@ -109,7 +109,7 @@ def test_an_address_is_a_controllers_whatever_else_the_kernel_says_of_it() -> No
     assert str(address) == "tcp [2001:db8::1]:4420"
 
 
-def subsystem(states: dict[str, str], *ways: set[str]) -> Subsystem:
+def subsystem(states: dict[str, str], *ways: set[str], ana_state: str | None = None) -> Subsystem:
     """Have controllers in these states, and a namespace for each set of them."""
     namespaces = tuple(
         Namespace(
@@ -121,7 +121,7 @@ def subsystem(states: dict[str, str], *ways: set[str]) -> Subsystem:
             nguid=None,
             eui64=None,
             uuid=None,
-            paths=tuple(Way(name=f"{each}n{nsid}", controller=each, ana_state=None) for each in sorted(names)),
+            paths=tuple(Way(name=f"{each}n{nsid}", controller=each, ana_state=ana_state) for each in sorted(names)),
         )
         for nsid, names in enumerate(ways, 1)
     )
@@ -143,7 +143,20 @@ def test_another_way_to_the_same_namespace_does_for_one_that_is_lost(
     states: dict[str, str], ways: list[set[str]], wanted: str | None
 ) -> None:
     there = subsystem(states, *ways)
-    assert live_path(there, there.controllers[0]) == wanted
+    assert live_path(there, there.controllers[0], None) == wanted
+
+
+def test_another_way_has_to_lead_to_the_namespace_that_is_wanted() -> None:
+    states = {"nvme1": "connecting", "nvme2": "live", "nvme3": "live"}
+    there = subsystem(states, {"nvme1", "nvme2"}, {"nvme1", "nvme3"})
+    assert [live_path(there, there.controllers[0], nsid) for nsid in (1, 2, 3)] == ["nvme2", "nvme3", None]
+    assert live_path(there, there.controllers[0], None) is None  # one of two: it would have to be said which
+
+
+@pytest.mark.parametrize(("ana_state", "wanted"), [("non-optimized", "nvme2"), ("inaccessible", None)])
+def test_another_way_has_to_be_one_on_which_requests_need_not_wait(ana_state: str, wanted: str | None) -> None:
+    there = subsystem({"nvme1": "connecting", "nvme2": "live"}, {"nvme1", "nvme2"}, ana_state=ana_state)
+    assert live_path(there, there.controllers[0], None) == wanted
 
 
 def test_a_host_has_nvme_clis_name_or_one_of_its_own_that_stays(tmp_path: Path) -> None:
