@@ -10,7 +10,7 @@ import pytest
 from tests.c.test_c import SANITIZE
 from tests.data_plane import library, program
 from tests.kernel import polled_aio, polled_uring
-from tests.kernel.polled_ratios import ROUNDS, WAYS
+from tests.kernel.polled_ratios import WAYS
 from tests.kernel.quiet import OPTIONS, SPIN_US, spin_for
 from tests.kernel.vm import SLOWER, TOP, vm_ok
 
@@ -126,7 +126,8 @@ def test_where_the_kernel_does_not_wait_nobody_would_poll_for_aio(aio: Any) -> N
 @pytest.mark.skipif(SLOWER > 1, reason="a debug kernel's checks take longer than what is compared")
 @pytest.mark.parametrize("engine", ["io_uring", "aio"])
 def test_one_read_at_a_time_takes_less_than_with_interrupts(seen: Any, engine: str) -> None:
-    quickly = {way: rounds[ROUNDS // 4] for way, rounds in seen["ratios"].items()}
+    # The best rounds: whoever else is on the host only makes them longer, and polled ones most.
+    quickly = {way: rounds[0] for way, rounds in seen["ratios"].items()}
     polled = quickly[f"{engine}, polled"]
     assert polled <= OF_ASLEEP * quickly[f"{engine}, asleep"], quickly
     assert polled <= OF_WATCHED * quickly[f"{engine}, watched"], quickly
