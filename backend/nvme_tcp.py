@@ -67,8 +67,10 @@ def parse_nvme_tcp(text: str) -> NvmeTcp:
         traddr=traddr,
         port=port,
         nqn=values["nqn"],
-        nsid=_nsid(text, values.get("nsid")),
-        poll_queues=_poll_queues(text, values.get("poll-queues")),
+        nsid=_number(text, "nsid", values.get("nsid"), _NSID_MAX, "a namespace's number, 1 or more"),
+        poll_queues=_number(
+            text, "poll-queues", values.get("poll-queues"), _POLL_QUEUES_MAX, f"a number from 1 to {_POLL_QUEUES_MAX}"
+        ),
     )
 
 
@@ -87,17 +89,10 @@ def _address(text: str, value: str) -> tuple[str, int]:
     return str(address), number
 
 
-def _nsid(text: str, value: str | None) -> int | None:
+def _number(text: str, key: str, value: str | None, most: int, wants: str) -> int | None:
+    """Parse what one part says, from 1 to `most`; None: it isn't there. Raises UsageError, which says what it `wants`."""
     if value is None:
         return None
-    if re.fullmatch(r"[0-9]{1,10}", value) is None or not 0 < int(value) <= _NSID_MAX:
-        raise UsageError(f"--nvme-tcp {text}: nsid={value}: give a namespace's number, 1 or more")
-    return int(value)
-
-
-def _poll_queues(text: str, value: str | None) -> int | None:
-    if value is None:
-        return None
-    if re.fullmatch(r"[0-9]{1,4}", value) is None or not 0 < int(value) <= _POLL_QUEUES_MAX:
-        raise UsageError(f"--nvme-tcp {text}: poll-queues={value}: give a number from 1 to {_POLL_QUEUES_MAX}")
+    if re.fullmatch(rf"[0-9]{{1,{len(str(most))}}}", value) is None or not 0 < int(value) <= most:
+        raise UsageError(f"--nvme-tcp {text}: {key}={value}: give {wants}")
     return int(value)
