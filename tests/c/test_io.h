@@ -75,6 +75,18 @@ static inline void scratch_file(char path[PATH_MAX], bool tmpfs)
 	close(fd);
 }
 
+/* The disk that KPOLL_TEST_DISK names, whose contents go; else a file. Return: whether it is a file, the caller's to remove */
+static inline bool disk_or_scratch_file(char path[PATH_MAX])
+{
+	const char *disk = getenv("KPOLL_TEST_DISK");
+
+	if (disk)
+		snprintf(path, PATH_MAX, "%s", disk);
+	else
+		scratch_file(path, false);
+	return !disk;
+}
+
 /* What the file holds according to anybody else. */
 static inline void file_read(const char *path, void *buf, size_t len, uint64_t offset)
 {
@@ -149,6 +161,13 @@ static inline unsigned reap_some(struct io_engine *e, struct io_req **done, unsi
 		n = io_reap(e, done, max);
 	}
 	return n;
+}
+
+/* Collect so many. */
+static inline void reap_all(struct io_engine *e, struct io_req **done, unsigned count)
+{
+	for (unsigned n = 0; n < count;)
+		n += reap_some(e, done + n, count - n);
 }
 
 /* One request, from io_queue() to io_reap(). Return: its result */

@@ -89,7 +89,6 @@ static void data_survives_thousands_of_batches(void)
 
 	for (unsigned round = 0; round < 1000; round++) {
 		bool write = round % 2 == 0; /* each write is read back by the next round */
-		unsigned n = 0;
 
 		for (unsigned i = 0; i < BATCH; i++) {
 			uint64_t offset = ((round / 2 * 7 + i) % (DISK_SIZE / (16 * KIB))) * 16 * KIB;
@@ -111,8 +110,7 @@ static void data_survives_thousands_of_batches(void)
 			io_queue(e, &r[i]);
 		}
 		io_submit_all(e);
-		while (n < BATCH)
-			n += reap_some(e, done + n, BATCH - n);
+		reap_all(e, done, BATCH);
 		for (unsigned i = 0; i < BATCH; i++) {
 			CHECK_EQ(r[i].res, 0);
 			CHECK(write || pattern_is(buf + i * 16 * KIB, 16 * KIB, r[i].offset, (uint8_t)(round / 2)));

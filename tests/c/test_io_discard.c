@@ -108,7 +108,6 @@ static void a_crowd_of_them_comes_back_beside_reads(void)
 	uint8_t *buf = pages(COUNT * 4 * KIB);
 	struct iovec iov[COUNT];
 	struct io_req r[COUNT] = { 0 }, *done[COUNT];
-	unsigned n = 0;
 
 	for (unsigned i = 0; i < COUNT; i++) {
 		iov[i] = (struct iovec){ buf + i * 4 * KIB, 4 * KIB };
@@ -119,8 +118,7 @@ static void a_crowd_of_them_comes_back_beside_reads(void)
 	}
 	CHECK_EQ(e->in_flight, COUNT);
 	io_submit_all(e);
-	while (n < COUNT)
-		n += reap_some(e, done + n, COUNT - n);
+	reap_all(e, done, COUNT);
 	for (unsigned i = 0; i < COUNT; i++) {
 		CHECK_EQ(r[i].res, 0);
 		if (r[i].op == IO_READ)

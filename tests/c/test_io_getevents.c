@@ -28,7 +28,6 @@ static void batches_larger_than_one_call_collects_come_back_whole(void)
 	uint8_t *buf = pages(COUNT * 4 * KIB);
 	struct iovec iov[COUNT];
 	struct io_req r[COUNT] = { 0 }, *done[COUNT];
-	unsigned n = 0;
 
 	for (unsigned i = 0; i < COUNT; i++) {
 		iov[i] = (struct iovec){ buf + i * 4 * KIB, 4 * KIB };
@@ -37,8 +36,7 @@ static void batches_larger_than_one_call_collects_come_back_whole(void)
 		io_queue(e, &r[i]);
 	}
 	io_submit_all(e);
-	while (n < COUNT)
-		n += reap_some(e, done + n, COUNT - n);
+	reap_all(e, done, COUNT);
 	for (unsigned i = 0; i < COUNT; i++) {
 		CHECK_EQ(r[i].res, 0);
 		CHECK(pattern_is(buf + i * 4 * KIB, 4 * KIB, r[i].offset, 0));

@@ -110,17 +110,13 @@ static void served_by(const char *engine)
 int main(void)
 {
 	static const char *const engines[] = { "aio", "aio_iopoll", "io_uring", "io_uring_iopoll" };
-	const char *disk = getenv("KPOLL_TEST_DISK");
+	bool ours = disk_or_scratch_file(path);
 
-	if (disk)
-		snprintf(path, sizeof(path), "%s", disk);
-	else
-		scratch_file(path, false);
 	CHECK_EQ(io_target_open(&t, path, false), 0);
 	for (unsigned i = 0; i < 4; i++)
 		served_by(engines[i]);
 	io_target_close(&t);
-	if (!disk)
+	if (ours)
 		unlink(path);
 	return 0;
 }

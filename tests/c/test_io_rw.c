@@ -182,7 +182,6 @@ static void one_bad_request_leaves_its_batch_alone(void)
 	uint8_t *buf = pages(16 * 4 * KIB);
 	struct iovec iov[16];
 	struct io_req r[16] = { 0 }, *done[16];
-	unsigned n = 0;
 
 	for (unsigned i = 0; i < 16; i++) {
 		iov[i] = (struct iovec){ i % 5 == 2 ? (void *)4096 : buf + i * 4 * KIB, 4 * KIB };
@@ -192,8 +191,7 @@ static void one_bad_request_leaves_its_batch_alone(void)
 		io_queue(e, &r[i]);
 	}
 	CHECK_EQ(io_submit_all(e) >= 0, 1);
-	while (n < 16)
-		n += reap_some(e, done + n, 16 - n);
+	reap_all(e, done, 16);
 	for (unsigned i = 0; i < 16; i++) {
 		CHECK_EQ(r[i].res, i % 5 == 2 ? -EFAULT : 0);
 		CHECK(i % 5 == 2 || pattern_is(buf + i * 4 * KIB, 4 * KIB, i * 4 * KIB, 0));

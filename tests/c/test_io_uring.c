@@ -138,7 +138,6 @@ static void what_else_there_is_works_beside_polled_reads(void)
 	uint8_t *buf = pages(READS * 4 * KIB);
 	struct iovec iov[READS], odd = { buf + 1, 512 };
 	struct io_req r[READS + 2] = { 0 }, *done[READS + 2];
-	unsigned n = 0;
 
 	for (unsigned i = 0; i < READS; i++) {
 		iov[i] = (struct iovec){ buf + i * 4 * KIB, 4 * KIB };
@@ -150,8 +149,7 @@ static void what_else_there_is_works_beside_polled_reads(void)
 	r[READS] = (struct io_req){ .op = IO_FLUSH };
 	io_queue(e, &r[READS]);
 	CHECK(io_submit_all(e) >= 0);
-	while (n < READS + 1)
-		n += reap_some(e, done + n, READS + 1 - n);
+	reap_all(e, done, READS + 1);
 	r[READS + 1] = (struct io_req){ .op = IO_READ, .iov = &odd, .iovcnt = 1, .len = 512 };
 	CHECK_EQ(run(e, &r[READS + 1]), 0);
 	for (unsigned i = 0; i < READS + 2; i++)
@@ -251,19 +249,16 @@ static void all(void)
 int main(void)
 {
 	static const char *const engines[] = { "io_uring", "io_uring_iopoll" };
-	const char *disk = getenv("KPOLL_TEST_DISK");
 
 	RUN(a_buffer_is_found_by_what_it_holds);
 	for (unsigned i = 0; i < 2; i++) {
+		bool ours = disk_or_scratch_file(path);
+
 		engine = engines[i];
-		if (disk)
-			snprintf(path, sizeof(path), "%s", disk);
-		else
-			scratch_file(path, false);
 		CHECK_EQ(io_target_open(&t, path, false), 0);
 		all();
 		io_target_close(&t);
-		if (!disk)
+		if (ours)
 			unlink(path);
 	}
 	return 0;
