@@ -9,8 +9,9 @@
  *		pause doubles, up to RETRY_MAX_NS, and the next one is tried then; when it succeeds all are. So a disk that
  *		is gone costs one request a second, however many wait, and one bad request doesn't hold the others up.
  * stop		As QEMU's rerror=stop, werror=stop: whatever failed is kept, unless the request is to blame (EINVAL) or its
- *		memory is gone (EFAULT), and all that comes after it waits as well, unparsed, until blk_dev_resume(). The queues are still popped: an avail
- *		index that nobody follows would look like work for ever, and the wait set would spin on it.
+ *		memory is gone (EFAULT), and all that comes after it waits as well, unparsed, until blk_dev_resume(). The
+ *		queues are still popped: an avail index that nobody follows would look like work for ever, and the wait
+ *		set would spin on it.
  *
  * A request is at every moment in exactly one place: the engine's, in our list, or answered. Its iovecs and ranges are as
  * blk_parse() made them (io.h), so trying again is queueing again, from its first byte; a read, write, flush, discard or
