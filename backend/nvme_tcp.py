@@ -90,7 +90,7 @@ def _address(text: str, value: str) -> tuple[str, int]:
 
 
 def _number(text: str, key: str, value: str | None, most: int, wants: str) -> int | None:
-    """Parse what one part says, from 1 to `most`; None: it isn't there. Raises UsageError, which says what it `wants`."""
+    """Parse what one part says, from 1 to `most`; None: it is not there. Raises UsageError: what it `wants`."""
     if value is None:
         return None
     if re.fullmatch(rf"[0-9]{{1,{len(str(most))}}}", value) is None or not 0 < int(value) <= most:
