@@ -21,6 +21,8 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from kpoll.nvme.descriptors import close_all_but
+
 from .sandbox import drop_capabilities, set_no_new_privs
 from .seccomp import deny_syscalls
 
@@ -154,11 +156,7 @@ def opener(fd: int) -> Iterator[Opener | None]:
 def _serve(sock: socket.socket, told: socket.socket, wanted: str, flags: int, block: int) -> NoReturn:
     """Be that process, until the other end is closed. Nothing of the daemon runs here any more, not even at the end."""
     try:
-        last = -1
-        for keep in sorted((sock.fileno(), told.fileno())):
-            os.closerange(last + 1, keep)
-            last = keep
-        os.closerange(last + 1, os.sysconf("SC_OPEN_MAX"))
+        close_all_but(sock.fileno(), told.fileno())
         told.setblocking(False)
         # A terminal's Ctrl-C goes to us too, and we're needed until the daemon has ended.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})

@@ -28,6 +28,8 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from .descriptors import close_all_but
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -102,7 +104,7 @@ def _carry_out(
     try:
         gc.disable()  # it would close descriptors, by numbers that are others' now
         sock = socket.socket(fileno=fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))  # it may be one of 0 to 2
-        _close_all_but(sock.fileno(), *keep)
+        _let_go_of_all_but(sock.fileno(), *keep)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a terminal's go to us too
             signal.signal(number, signal.SIG_DFL if undo is None else signal.SIG_IGN)
@@ -121,16 +123,12 @@ def _carry_out(
         os._exit(code)
 
 
-def _close_all_but(*keep: int) -> None:
+def _let_go_of_all_but(*keep: int) -> None:
     """Close all descriptors but these; 0 to 2 lead to nothing, so that nobody who reads our output waits for us."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3):
         os.dup2(null, fd)
-    last = 2
-    for fd in sorted(keep):
-        os.closerange(last + 1, fd)
-        last = fd
-    os.closerange(last + 1, os.sysconf("SC_OPEN_MAX"))
+    close_all_but(*keep, first=3)
 
 
 def _hand_over(sock: socket.socket, answer: tuple[bool, object]) -> bool:
