@@ -35,6 +35,7 @@ from .net_config import MTU_MAX, MTU_MIN
 from .net_options import NetConfig, parse_backend, parse_mac, random_mac
 from .nvme_tcp import parse_nvme_tcp
 from .poll import POLL_US_DEFAULT, POLL_US_MAX, choose_poll
+from .streams import open_standard_streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -355,6 +356,7 @@ def net_config(**options: Any) -> NetConfig:
 def _run(command: click.Command, name: str) -> int:
     """Run a command, and turn what it raises into one line and an exit code."""
     try:
+        open_standard_streams()
         result = command.main(prog_name=name, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())

@@ -18,7 +18,7 @@ from kpoll.vhost.features import VirtioFeature
 from kpoll.vhost.frontend import Frontend, FrontendError
 from kpoll.vhost.messages import BackendRequest, Request
 from kpoll.vhost.payloads import U64
-from tests.cli.harness import FLUSH, IN, KPOLL, OUT, SECTOR, Daemon, Guest
+from tests.cli.harness import FLUSH, IN, KPOLL, OUT, SECTOR, Daemon, Guest, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,6 +66,23 @@ def test_a_read_only_disk_says_so_and_refuses_writes(sock: Path, image: Path) ->
             assert guest.request(IN, 0, length=SECTOR) == (0, before[:SECTOR])
         assert daemon.stop() == 0
     assert image.read_bytes() == before
+
+
+def test_who_starts_it_may_have_closed_its_standard_streams_and_nothing_else_gets_their_numbers(
+    sock: Path, image: Path
+) -> None:
+    shell = ("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", KPOLL)
+
+    def listens() -> bool:
+        sockets = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+        return any((flags, path) == ("00010000", str(sock)) for _, _, _, flags, *_, path in sockets)  # __SO_ACCEPTCON
+
+    with Daemon("blk", "--socket-path", sock, "--blk-file", image, program=shell, stderr=None) as daemon:
+        until(listens)
+        assert [os.readlink(f"/proc/{daemon.pid}/fd/{fd}") for fd in range(3)] == [os.devnull] * 3  # noqa: PTH115
+        with Guest(sock) as guest:
+            assert guest.request(IN, 7, length=SECTOR) == (0, image.read_bytes()[7 * SECTOR : 8 * SECTOR])
+        assert daemon.stop() == 0
 
 
 def test_a_null_disk_has_the_size_that_was_asked_for(sock: Path) -> None:
