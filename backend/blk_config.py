@@ -83,9 +83,19 @@ class DiskLimits:
         return self.logical_block if self.block_device else SECTOR
 
     @property
+    def physical_exp(self) -> int:
+        """How many of the guest's blocks make a physical one, as a power of two."""
+        physical = max(self.physical_block, self.offset_align, self.blk_size)
+        return (physical // self.blk_size).bit_length() - 1
+
+    @property
     def alignment_blocks(self) -> int:
-        """Where the first whole physical block begins, in blocks; 0 as well where the field can't say it."""
+        """Where the first whole physical block begins, in blocks; 0 as well where the field can't say it.
+
+        The kernel counts to where io_min's units begin (bdev_alignment_offset()), which may be several such blocks.
+        """
         blocks, rest = divmod(self.alignment_offset, self.blk_size)
+        blocks %= 1 << self.physical_exp
         return blocks if not rest and blocks <= _U8 else 0
 
     @property
@@ -177,7 +187,6 @@ def config_space(
 
     """
     block = limits.blk_size
-    physical = max(limits.physical_block, limits.offset_align, block)
     # What the device takes at once has two bounds (max_bytes and max_segments), a virtio request one on the number of
     # its segments and one on the size of each; none on the whole. So a request may be larger than the device takes,
     # which works: the kernel cuts it, and the pieces run side by side (with interrupts: io_in_one_piece()). To rule
@@ -193,7 +202,7 @@ def config_space(
         0,
         0,
         block,
-        (physical // block).bit_length() - 1,  # physical_block_exp
+        limits.physical_exp,  # physical_block_exp
         limits.alignment_blocks,  # alignment_offset
         min(max(limits.io_min // block, 1), 0xFFFF),  # min_io_size
         min(limits.io_opt // block, _U32),  # opt_io_size

@@ -81,10 +81,18 @@ def test_size_max_is_whole_blocks_and_neither_tiny_nor_endless(max_bytes: int, s
 
 
 @pytest.mark.parametrize(
-    ("alignment_offset", "blocks"), [(0, 0), (3072, 6), (255 * 512, 255), (256 * 512, 0), (3000, 0)]
+    ("alignment_offset", "physical_block", "blocks"),
+    [
+        *((0, 4096, 0), (3072, 4096, 6), (3000, 4096, 0)),
+        *((61440, 4096, 0), (64512, 4096, 6)),  # io_min's units begin some physical blocks later, as on RAID
+        *((255 * 512, 1 << 18, 255), (256 * 512, 1 << 18, 0)),
+    ],
 )
-def test_alignment_offset_is_in_blocks_or_left_out(alignment_offset: int, blocks: int) -> None:
-    assert field(replace(NVME, logical_block=512, alignment_offset=alignment_offset), 25, "B") == blocks
+def test_alignment_offset_is_in_blocks_within_a_physical_one_or_left_out(
+    alignment_offset: int, physical_block: int, blocks: int
+) -> None:
+    disk = replace(NVME, logical_block=512, physical_block=physical_block, alignment_offset=alignment_offset)
+    assert field(disk, 25, "B") == blocks
 
 
 @pytest.mark.parametrize(("max_segments", "seg_max"), [(0, 126), (1, 1), (127, 126), (0xFFFFFFFF, 126), (32, 32)])
