@@ -2,10 +2,11 @@
 
 A descriptor of a deleted disk stays dead for ever, whatever appears in its place. So a process is forked before the
 sandbox closes that keeps the right to open one disk: it has no capabilities, starts no programs, makes no sockets, and
-takes no words from us, just a byte for "now". It looks for the namespace with the same identity (sysfs's `wwid`, in
-which the kernel puts its UUID, NGUID or EUI-64, else vendor, serial number, model and NSID), sees that its blocks are
-as large, and hands descriptors of it over. Who hijacks the daemon gains nothing: it had that disk before. The process
-that asks the device how it is (blk_health.py) gets one too, straight from here: it takes none from the daemon.
+takes no words from us, just a byte: "now", or whether we serve what it has found. It looks for the namespace with the
+same identity (sysfs's `wwid`, in which the kernel puts its UUID, NGUID or EUI-64, else vendor, serial number, model and
+NSID), sees that its blocks are as large, and hands descriptors of it over. Who hijacks the daemon gains nothing: it had
+that disk before. The process that asks the device how it is (blk_health.py) gets one of what is served, straight from
+here: it takes none from the daemon.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ _BLKGETSIZE64: Final = 0x80081272
 _NOW: Final = b"?"
 _HERE: Final = b"+"
 _NOT_HERE: Final = b"-"
+_TAKEN: Final = b"!"  # said by us, and answered with the same
+_LEFT: Final = b"."
 _FDS: Final = 2
 _ANSWER_S: Final = 5.0  # to open a disk may take long, or for ever, where its controller doesn't answer
 _WWID_MAX: Final = 4096
@@ -84,8 +87,8 @@ class Opener:
 
     Attributes:
         sock: How it is spoken with.
-        news: A SOCK_SEQPACKET socket by which it gives a descriptor of what it has opened to whom else this is given.
-            Who keeps it without reading keeps the disk in use.
+        news: A SOCK_SEQPACKET socket by which it gives a descriptor of what it has opened, and we serve, to whom else
+            this is given. Who keeps it without reading keeps the disk in use.
 
     """
 
@@ -99,16 +102,18 @@ class Opener:
     def ask(self) -> tuple[int, int] | None:
         """Ask for the namespace; blocks until it is open, but not for ever. In one thread at a time.
 
-        Returns a descriptor that is like the first one, and one that keeps others off (O_EXCL); the caller closes them.
-        None: it isn't there, or isn't what it was, or somebody else has it, or the process has ended; or it is still
-        at it: what it finds is returned by a later call.
+        Returns a descriptor that is like the first one, and one that keeps others off (O_EXCL); the caller closes them,
+        and calls `settle`. None: it isn't there, or isn't what it was, or somebody else has it, or the process has
+        ended; or it is still at it: what it finds is returned by a later call.
         """
         late = self._asked
         try:
             if not late:
                 self.sock.sendall(_NOW)
             self._asked = True
-            answer, fds, _, _ = socket.recv_fds(self.sock, 1, _FDS)
+            answer = _TAKEN
+            while answer == _TAKEN:  # to what was settled last, and came late
+                answer, fds, _, _ = socket.recv_fds(self.sock, 1, _FDS)
         except OSError:
             return None
         self._asked = False
@@ -121,6 +126,13 @@ class Opener:
         for fd in fds:
             os.set_inheritable(fd, False)
         return fds[0], fds[1]
+
+    def settle(self, *, taken: bool) -> None:
+        """Say whether what `ask` returned is served now; if so `news` has it too when this returns. Blocks likewise."""
+        with contextlib.suppress(OSError):
+            self.sock.sendall(_TAKEN if taken else _LEFT)
+            if taken:
+                self.sock.recv(1)
 
 
 @contextlib.contextmanager
@@ -167,10 +179,11 @@ def _serve(sock: socket.socket, told: socket.socket, wanted: str, flags: int, bl
         while sock.recv(1) == _NOW:
             fds = _open(wanted, flags, block)
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-            with contextlib.suppress(OSError):  # nobody is there, or nobody listens at the moment
-                if fds:
-                    socket.send_fds(told, [_HERE], fds[:1])
             sock.sendmsg([_HERE if fds else _NOT_HERE], ancillary)
+            if fds and sock.recv(1) == _TAKEN:
+                with contextlib.suppress(OSError):  # nobody is there, or nobody listens at the moment
+                    socket.send_fds(told, [_HERE], fds[:1])
+                sock.sendall(_TAKEN)
             for fd in fds:
                 os.close(fd)
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -101,7 +102,7 @@ class ReturnWatch:
             self._log.error("disk_gone")
         for _ in range(tries):
             found = await trio.to_thread.run_sync(self._opener.ask, abandon_on_cancel=True)
-            if found is not None and await self._take(*found):
+            if found is not None and await self._take(self._opener, *found):
                 return
             if tries > 1:
                 await trio.sleep(_TRY_S)
@@ -110,18 +111,18 @@ class ReturnWatch:
         status = os.fstat(self._disk.fd)
         return stat.S_ISBLK(status.st_mode) and is_gone(status.st_rdev)
 
-    async def _take(self, fd: int, claim: int) -> bool:
+    async def _take(self, opener: Opener, fd: int, claim: int) -> bool:
         """Put a disk in the old one's place; returns whether it is there, and served."""
-        if not self._is_large_enough(fd):
-            os.close(fd)
-            os.close(claim)
-            return False
-        os.dup2(fd, self._disk.fd, inheritable=False)
+        fits = self._is_large_enough(fd)
+        outdated: int | None = claim
+        if fits:
+            os.dup2(fd, self._disk.fd, inheritable=False)
+            outdated, self._claim = self._claim, claim
         os.close(fd)
-        if self._claim is not None:
-            os.close(self._claim)
-        self._claim = claim
-        if not await self._serve():
+        if outdated is not None:
+            os.close(outdated)
+        await trio.to_thread.run_sync(partial(opener.settle, taken=fits), abandon_on_cancel=True)
+        if not fits or not await self._serve():
             return False
         self._missing = False
         self._log.info("disk_returned", namespace=os.path.basename(os.readlink(f"/proc/self/fd/{claim}")))  # noqa: PTH115, PTH119

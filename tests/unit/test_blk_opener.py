@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -81,6 +82,61 @@ def test_one_who_has_ended_has_nothing(ends: tuple[socket.socket, socket.socket]
     assert [opener.ask(), opener.ask()] == [None, None]
 
 
+@pytest.fixture
+def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Opener]:
+    """Have the process itself, which finds a disk each time, if not a real one."""
+    monkeypatch.setattr(blk_opener, "_open", lambda *_: [os.open(os.devnull, os.O_RDONLY) for _ in range(2)])
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    news, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    child = os.fork()
+    if child == 0:
+        blk_opener._serve(theirs, told, "wwid", os.O_RDONLY, 512)  # noqa: SLF001
+    theirs.close()
+    told.close()
+    with ours, news:
+        yield Opener(ours, news)
+    os.waitpid(child, 0)
+
+
+def heard(opener: Opener) -> list[str]:
+    """Name the disks that it has given to whom else it gives them, so far."""
+    assert opener.news is not None
+    opener.news.setblocking(False)
+    disks: list[str] = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            _, fds, _, _ = socket.recv_fds(opener.news, 1, 1)
+            disks += map(behind, fds)
+            for fd in fds:
+                os.close(fd)
+    return disks
+
+
+def test_others_get_a_disk_that_is_served_before_anybody_goes_on_and_none_that_is_refused(process: Opener) -> None:
+    for serves, disks in ((False, []), (True, [os.devnull]), (False, [])):
+        assert taken(process.ask())
+        assert heard(process) == []
+        process.settle(taken=serves)
+        assert heard(process) == disks
+    assert taken(process.ask())
+    assert heard(process) == []
+
+
+def test_a_late_word_that_others_have_it_is_not_taken_for_the_next_answer(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = ends
+    monkeypatch.setattr(blk_opener, "_ANSWER_S", 0.01)
+    opener = Opener(ours)
+    give(theirs)
+    assert taken(opener.ask())
+    opener.settle(taken=True)
+    theirs.sendall(b"!")
+    give(theirs)
+    assert taken(opener.ask())
+    assert theirs.recv(16) == b"?!?"
+
+
 class Gone(ReturnWatch):
     """Watches a disk that was deleted."""
 
@@ -124,12 +180,17 @@ class Back:
         """Have handed out nothing."""
         self.fds: list[int] = []
         self.asked = 0
+        self.settled: list[bool] = []
 
     def ask(self) -> tuple[int, int]:
         """Hand it out."""
         self.asked += 1
         self.fds = [os.open("/dev/zero", os.O_RDONLY), os.open("/dev/zero", os.O_RDONLY)]
         return self.fds[0], self.fds[1]
+
+    def settle(self, *, taken: bool) -> None:
+        """Hear what became of it."""
+        self.settled.append(taken)
 
 
 @pytest.fixture
@@ -159,6 +220,7 @@ def test_a_disk_that_came_back_smaller_than_the_guest_knows_it_is_refused_and_th
                 os.fstat(fd)
     assert [line["event"] for line in log.entries] == ["disk_gone", "disk_return_failed"]
     assert "has 8 sectors now, and the guest knows of 9" in log.entries[1]["error"]
+    assert back.settled == [False, False]
 
 
 def returns(dead: int, monkeypatch: pytest.MonkeyPatch, reopened: Callable[[], Awaitable[None]]) -> LogCapture:
@@ -211,7 +273,7 @@ def test_one_that_goes_again_before_a_worker_could_take_it_is_opened_anew(
     monkeypatch.setattr(blk_return, "device_bytes", lambda _: 8 * 512)
     trio.run(watched.look, 2, clock=MockClock(autojump_threshold=0))
     watched.close()
-    assert (times, back.asked) == (2, 2)
+    assert (times, back.asked, back.settled) == (2, 2, [True, True])
     assert [line["event"] for line in log.entries] == ["disk_gone", "disk_return_failed", "disk_returned"]
 
 
