@@ -34,6 +34,7 @@ from kpoll.nvme.fabrics import (
     wait_for_namespace,
 )
 from kpoll.nvme.libnvme import StatusError, load
+from kpoll.nvme.poll_queues import polls
 
 from .errors import KpollError, os_reason
 from .signals import SIGNALS
@@ -97,6 +98,7 @@ class Reached:
         controller: By which it is reached.
         ours: Whether we connected it.
         on_error: What was asked for; it decides the timeouts of a connection that is ours.
+        poll_queues: How many were asked for; a connection that isn't ours has what it was made with.
         abandon: Removes the controller as `Used.remove` does. Blocks.
         state_fd: Its state in sysfs.
 
@@ -108,6 +110,7 @@ class Reached:
     on_error: type_on_error
     abandon: Callable[[], None]
     state_fd: int = -1
+    poll_queues: int | None = None
 
     def tell(self, log: FilteringBoundLogger) -> None:
         """Log how it is reached, and what is otherwise than asked for where the connection isn't ours."""
@@ -119,7 +122,12 @@ class Reached:
             "was connected already, by others or by a kpoll that was killed, and stays when we end; to be rid of it: "
             f"`kpoll nvme disconnect --device {self.controller}`"
         )
-        if (fast, loss) == _as_sysfs(TIMEOUTS[self.on_error]):
+        lacks = []
+        if (fast, loss) != _as_sysfs(TIMEOUTS[self.on_error]):
+            lacks.append(f"the timeouts of --on-error {self.on_error}")
+        if self.poll_queues is not None and not polls(Path(self.node).name):
+            lacks.append(f"poll-queues={self.poll_queues}, without which completions come by interrupt")
+        if not lacks:
             log.info(
                 "nvme_connection_found",
                 controller=self.controller,
@@ -133,7 +141,7 @@ class Reached:
             controller=self.controller,
             fast_io_fail_tmo=fast,
             ctrl_loss_tmo=loss,
-            error=f"{error}, then a new start has the timeouts of --on-error {self.on_error}",
+            error=f"{error}, then a new start has {' and '.join(lacks)}",
         )
 
 
@@ -152,7 +160,9 @@ def reach(wanted: NvmeTcp, on_error: type_on_error) -> Iterator[Reached]:
         with _connection(wanted, on_error) as (used, library):
             node = _namespace(wanted, used.name, library)
             with _vanishing(wanted, node):
-                yield Reached(node, used.name, used.delete_fd >= 0, on_error, used.remove, used.state_fd)
+                yield Reached(
+                    node, used.name, used.delete_fd >= 0, on_error, used.remove, used.state_fd, wanted.poll_queues
+                )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

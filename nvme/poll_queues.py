@@ -43,15 +43,26 @@ def poll_queues(topology: Topology, sys: File = sysfs.SYS) -> tuple[PollQueues, 
     for subsystem, namespace in topology.namespaces():
         ways = {path.controller for path in namespace.paths}
         transports = {each.transport for each in subsystem.controllers if each.name in ways}
-        there = _number(sys / "block" / namespace.name / "queue" / "io_poll")
         found.append(
             PollQueues(
                 namespace=namespace.name,
                 transports=tuple(sorted(transports)),
-                there=None if there is None else bool(there),
+                there=polls(namespace.name, sys),
             )
         )
     return tuple(found)
+
+
+def polls(disk: str, sys: File = sysfs.SYS) -> bool | None:
+    """Whether a disk's driver has queues to poll; None: the kernel doesn't tell, or it isn't there.
+
+    Args:
+        disk: Its name, such as nvme0n1.
+        sys: Where sysfs is.
+
+    """
+    there = _number(sys / "block" / disk / "queue" / "io_poll")
+    return None if there is None else bool(there)
 
 
 def pcie_poll_queues(sys: File = sysfs.SYS) -> int | None:

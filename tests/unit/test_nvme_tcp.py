@@ -26,6 +26,7 @@ from kpoll.nvme import sysfs
 from kpoll.nvme.bounded import CrashedError, TooLateError, bounded
 from kpoll.nvme.fabrics import Address, ConnectError, check_ready, default_host
 from kpoll.nvme.libnvme import Libnvme
+from kpoll.nvme.poll_queues import polls
 from kpoll.nvme.topology import Controller, Namespace, Subsystem
 from kpoll.nvme.topology import Path as Way
 
@@ -346,33 +347,47 @@ def test_it_answers_also_who_was_started_without_standard_streams() -> None:
     assert subprocess.run(command, check=False).returncode == 7
 
 
+INTERRUPTS = "poll-queues=2, without which completions come by interrupt"
+
+
 @pytest.mark.parametrize(
-    ("fast_io_fail_tmo", "level", "says"),
+    ("fast_io_fail_tmo", "poll_queues", "io_poll", "level", "then"),
     [
-        ("5", "info", "to be rid of it: `kpoll nvme disconnect --device nvme1`"),
-        (
-            "off",
-            "warning",
-            "to be rid of it: `kpoll nvme disconnect --device nvme1`, then a new start has the timeouts of",
-        ),
+        ("5", None, "0", "info", ""),
+        ("5", 2, "1", "info", ""),
+        ("off", 2, "1", "warning", "the timeouts of --on-error retry"),
+        ("5", 2, "0", "warning", INTERRUPTS),
+        ("off", 2, "0", "warning", f"the timeouts of --on-error retry and {INTERRUPTS}"),
     ],
 )
-def test_a_connection_that_was_there_is_told_and_warned_of_when_its_timeouts_are_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast_io_fail_tmo: str, level: str, says: str
+def test_a_connection_that_was_there_is_told_and_warned_of_when_it_is_otherwise_than_asked_for(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fast_io_fail_tmo: str,
+    poll_queues: int | None,
+    io_poll: str,
+    level: str,
+    then: str,
 ) -> None:
-    folder = tmp_path / "class/nvme/nvme1"
+    folder, queue = tmp_path / "class/nvme/nvme1", tmp_path / "block/nvme1n1/queue"
     folder.mkdir(parents=True)
+    queue.mkdir(parents=True)
     (folder / "fast_io_fail_tmo").write_text(fast_io_fail_tmo + "\n")
     (folder / "ctrl_loss_tmo").write_text("off\n")
+    (queue / "io_poll").write_text(io_poll + "\n")
     monkeypatch.setattr(sysfs.timeouts, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(polls, "__defaults__", (tmp_path,))
     log = LogCapture()
-    found = Reached("/dev/nvme1n1", "nvme1", ours=False, on_error="retry", abandon=lambda: None)
+    found = Reached(
+        "/dev/nvme1n1", "nvme1", ours=False, on_error="retry", abandon=lambda: None, poll_queues=poll_queues
+    )
     found.tell(structlog.wrap_logger(structlog.PrintLogger(), [log]))
     connected, line = log.entries
     assert (connected["event"], connected["ours"]) == ("nvme_connected", False)
     assert (line["event"], line["log_level"], line["controller"]) == ("nvme_connection_found", level, "nvme1")
     assert (line["fast_io_fail_tmo"], line["ctrl_loss_tmo"]) == (fast_io_fail_tmo, "off")
-    assert says in line["error"]
+    rid = "to be rid of it: `kpoll nvme disconnect --device nvme1`"
+    assert line["error"].endswith(f"{rid}, then a new start has {then}" if then else rid)
 
 
 def test_a_connection_of_our_own_is_told_as_that_alone() -> None:
