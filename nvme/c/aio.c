@@ -14,6 +14,7 @@
  *
  * Polling ("aio_iopoll"): where such a kernel knows IOCB_FLAG_HIPRI, reads and writes raise no interrupt. It looks for them
  * while it looks at the tail, and for who sleeps. A worker that has too much else to do to wait looks itself now and then.
+ * What it can't poll for it answers with -EAGAIN: that is submitted again at once, and raises an interrupt.
  *
  * Blocking: with RWF_NOWAIT the kernel answers -EAGAIN instead of blocking in io_submit(2). Direct I/O is then submitted
  * again without that flag by a helper thread: what blocks is the submission (a write into a hole allocates), and the
@@ -56,10 +57,12 @@ struct aio {
 	struct iocb *iocbs[];   /* [0 .. staged) */
 };
 
-/* What is to be cut in pieces can't be polled for; it would come back with -EAGAIN. */
+/* What is to be cut in pieces can't be polled for; it would come back with -EAGAIN, as what is @unpolled did. */
 static uint32_t aio_flags(const struct aio *a, const struct io_req *r, uint32_t flags)
 {
-	return unlikely(flags & IOCB_FLAG_HIPRI) && !io_in_one_piece(a->engine.target, r) ? 0 : flags;
+	bool unpolled = unlikely(flags & IOCB_FLAG_HIPRI) && (r->unpolled || !io_in_one_piece(a->engine.target, r));
+
+	return unpolled ? 0 : flags;
 }
 
 /* Fill the iocb and put it in line. There is room: staged < depth. */
@@ -85,21 +88,27 @@ static void aio_stage(struct aio *a, struct io_req *r)
 	a->iocbs[a->staged++] = &r->iocb;
 }
 
+static void aio_line_up(struct aio *a, struct io_req *r)
+{
+	if (likely(a->staged < a->depth))
+		aio_stage(a, r);
+	else
+		io_list_push(&a->waiting, r);
+}
+
 static void aio_queue(struct io_engine *e, struct io_req *r)
 {
 	struct aio *a = container_of(e, struct aio, engine);
 
 	r->done = 0;
-	r->in_helper = r->resubmit = false;
+	r->in_helper = r->resubmit = r->unpolled = false;
 	if (unlikely((a->helper_ops >> r->op) & 1) || unlikely(io_range_misaligned(e->target, r->offset, r->len)) ||
 	    unlikely(io_iov_misaligned(e->target, r->iov, r->iovcnt)) ||
 	    /* generic_write_sync() would wait for the disk inside io_submit() */
 	    unlikely((r->flags & IO_F_DSYNC) && !e->target->direct))
 		io_helper_queue(e->helper, r);
-	else if (likely(a->staged < a->depth))
-		aio_stage(a, r);
 	else
-		io_list_push(&a->waiting, r);
+		aio_line_up(a, r);
 }
 
 /* RWF_NOWAIT was refused for this direction: do without, where that can block only for a moment. */
@@ -155,29 +164,37 @@ static void aio_learn(struct aio *a, unsigned sent)
 	aio_signal_again(a);
 }
 
-/* An event that is not simply "all of it". Return: whether the request is finished, else the helper has it */
+/* It is submitted again: this is no device that completes inside the submit call. */
+static void aio_queues(struct aio *a)
+{
+	a->queues = true;
+	aio_signal_again(a);
+}
+
+/* An event that is not simply "all of it". Return: whether the request is finished, else it is in line again, or the helper's */
 static bool aio_unusual(struct aio *a, struct io_req *r, int64_t res)
 {
-	bool polled = r->iocb.aio_flags & IOCB_FLAG_HIPRI;
-	/* What is polled for waits for no free request of the device's either. */
-	bool nowait = r->iocb.aio_rw_flags & RWF_NOWAIT || polled;
-	bool again = res == -EAGAIN && nowait;
+	bool direct = a->engine.target->direct, nowait = r->iocb.aio_rw_flags & RWF_NOWAIT;
 
-	if (res == -EOPNOTSUPP && polled) {
-		aio_forget_polling(a);
-		again = true;
-	} else if (res == -EOPNOTSUPP && nowait)
+	if (r->iocb.aio_flags & IOCB_FLAG_HIPRI && (res == -EAGAIN || res == -EOPNOTSUPP)) {
+		if (res == -EOPNOTSUPP)
+			aio_forget_polling(a);
+		aio_queues(a);
+		r->unpolled = true;
+		aio_line_up(a, r);
+		return false;
+	}
+	if (res == -EOPNOTSUPP && nowait) {
 		aio_forget_nowait(a, r->op);
-	else if (res < 0 && res != -EAGAIN && res != -EINTR && !(res == -EINVAL && a->engine.target->direct)) {
+	} else if (res < 0 && res != -EAGAIN && res != -EINTR && !(res == -EINVAL && direct)) {
 		r->res = (int32_t)res;
 		return true;
 	}
 	if (res > 0)
 		r->done = (uint64_t)res;
-	r->resubmit = again && a->engine.target->direct;
+	r->resubmit = res == -EAGAIN && nowait && direct;
 	if (r->resubmit) {
-		a->queues = true;
-		aio_signal_again(a);
+		aio_queues(a);
 		r->iocb.aio_rw_flags &= ~RWF_NOWAIT;
 		r->iocb.aio_flags = a->signal & ~(uint32_t)IOCB_FLAG_HIPRI;
 	}
@@ -300,7 +317,7 @@ static unsigned aio_reap(struct io_engine *e, struct io_req **done, unsigned max
 {
 	struct aio *a = container_of(e, struct aio, engine);
 	struct timespec none = { 0 };
-	unsigned n = 0;
+	unsigned n = 0, staged = a->staged;
 
 	if (a->signal == IOCB_FLAG_HIPRI && a->in_kernel && unlikely(++a->vain_reaps > REAPS_PER_LOOK)) {
 		a->vain_reaps = 0;
@@ -308,6 +325,8 @@ static unsigned aio_reap(struct io_engine *e, struct io_req **done, unsigned max
 	}
 	if (a->in_kernel || io_helper_busy(e->helper))
 		n = likely(a->ring) ? aio_reap_ring(a, done, max) : aio_reap_syscall(a, done, max);
+	if (unlikely(a->staged > staged))
+		aio_submit(e); /* its owner may go to sleep now */
 	if (unlikely(e->unsignalled) && !a->in_kernel)
 		e->unsignalled = 0; /* it counted a few too many, if some with RESFD were not reaped when it was set */
 	n += io_helper_reap(e->helper, done + n, max - n, &e->stats);

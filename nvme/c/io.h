@@ -72,6 +72,7 @@ struct io_req {
 	uint8_t op, flags;
 	bool in_helper;
 	bool resubmit;    /* aio's: the helper is to submit it again, where that may block */
+	bool unpolled;    /* aio's: it can't be polled for, the kernel says */
 	int32_t res;      /* on io_reap(): 0 (all of len done) or -errno */
 	uint64_t done;    /* the engine's: bytes already transferred when it hands a rest on */
 	struct iocb iocb; /* aio's */
