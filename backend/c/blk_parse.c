@@ -73,7 +73,8 @@ static uint8_t check_range(const struct blk_dev *dev, const struct virtio_blk_di
 		return VIRTIO_BLK_S_IOERR;
 	range->offset = seg->sector * BLK_SECTOR;
 	range->len = (uint64_t)seg->num_sectors * BLK_SECTOR;
-	range->flags = (seg->flags ? IO_F_UNMAP : 0) | durability(dev);
+	/* A discard promises nothing of what is read there, after a loss of power no more than before it. */
+	range->flags = zeroes ? (seg->flags ? IO_F_UNMAP : 0) | durability(dev) : 0;
 	return 0;
 }
 

@@ -20,7 +20,7 @@
 
 enum io_op { IO_READ, IO_WRITE, IO_FLUSH, IO_DISCARD, IO_WRITE_ZEROES };
 
-#define IO_F_DSYNC 1 /* IO_WRITE, IO_DISCARD, IO_WRITE_ZEROES: durable before it completes (write-through) */
+#define IO_F_DSYNC 1 /* IO_WRITE, IO_WRITE_ZEROES: durable before it completes (write-through) */
 #define IO_F_UNMAP 2 /* IO_WRITE_ZEROES: the space may be given back */
 
 /* What the disk is made of. Filled by io_target_open(), constant after that. */

@@ -15,8 +15,8 @@
  * above it doesn't know RWF_NOWAIT).
  *
  * A discard of a block device is a command of the plain ring, where the kernel has it (Linux 6.12). Whether it does only
- * such a command tells: the first one that it refuses goes to the helper, and so do all others. Flush, write zeroes, and a
- * discard that a flush has to follow, are the helper's in any case.
+ * such a command tells: the first one that it refuses goes to the helper, and so do all others. Flush and write zeroes are the
+ * helper's in any case.
  */
 #include <errno.h>
 #include <linux/fs.h>
@@ -43,8 +43,7 @@ static bool can_discard(const struct uring *u, const struct io_req *r)
 {
 	const uint64_t below_block = u->engine.target->logical_block - 1;
 
-	return u->discards && r->op == IO_DISCARD && r->len && !((r->offset | r->len) & below_block) &&
-	       !(r->flags & IO_F_DSYNC);
+	return u->discards && r->op == IO_DISCARD && r->len && !((r->offset | r->len) & below_block);
 }
 
 static void uring_queue(struct io_engine *e, struct io_req *r)

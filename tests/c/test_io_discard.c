@@ -94,14 +94,6 @@ static void other_ranges_are_refused(void)
 	check_zeroed(0, 0);
 }
 
-/* A flush has to follow it, which is the helper's. */
-static void one_that_has_to_be_durable_is_the_helpers(void)
-{
-	CHECK_EQ(run_extent(e, IO_DISCARD, IO_F_DSYNC, MIB, MIB), 0);
-	check_zeroed(MIB, MIB);
-	CHECK_EQ(e->stats.helped, 1);
-}
-
 static void a_crowd_of_them_comes_back_beside_reads(void)
 {
 	enum { COUNT = 100 };
@@ -201,7 +193,6 @@ static void all(const char *engine)
 		SHOW(what_the_device_must_cut_up_is_done_whole);
 		SHOW(pages_that_somebody_else_wrote_are_gone_with_it);
 		SHOW(other_ranges_are_refused);
-		SHOW(one_that_has_to_be_durable_is_the_helpers);
 		SHOW(a_crowd_of_them_comes_back_beside_reads);
 	}
 	printf("%s: once_refused_it_is_the_helpers_for_good\n", engine);
