@@ -15,8 +15,8 @@
  * above it doesn't know RWF_NOWAIT).
  *
  * A discard of a block device is a command of the plain ring, where the kernel has it (Linux 6.12). Whether it does only
- * such a command tells: the first one that it refuses goes to the helper, and so do all others. Flush and write zeroes are the
- * helper's in any case.
+ * such a command tells: the first one that it refuses goes to the helper, and so do all others, until the disk is another one.
+ * Flush and write zeroes are the helper's in any case.
  */
 #include <errno.h>
 #include <linux/fs.h>
@@ -31,8 +31,9 @@
 struct uring {
 	struct io_engine engine;
 	struct uring_ring plain, polled;
-	bool polls;    /* the polled ring is to be used */
-	bool discards; /* the plain ring is to be used for discards */
+	bool polls;       /* the polled ring is to be used */
+	bool discards;    /* the plain ring is to be used for discards */
+	bool may_discard; /* that is worth a try, with any disk */
 	int event_fd;
 	struct uring_buffers
 		*buffers; /* registered with the ring that reads and writes go to first; NULL: none ever were */
@@ -82,12 +83,12 @@ static int uring_submit(struct io_engine *e)
 }
 
 /*
- * Is a discard that the ring didn't carry out the helper's? -EOPNOTSUPP is said by kernels that have no such command, -EACCES by
- * security modules (security_uring_cmd), -EBUSY where somebody uses the range through the page cache, which BLKDISCARD drops.
+ * Is a discard that the ring didn't carry out the helper's? -EOPNOTSUPP is said by kernels that have no such command, -EACCES or
+ * -EPERM by security modules (security_uring_cmd), -EBUSY where somebody uses the range through the page cache, which BLKDISCARD drops.
  */
 static bool discards_otherwise(struct uring *u, int res)
 {
-	if (res == -EOPNOTSUPP || res == -EACCES) {
+	if (res == -EOPNOTSUPP || res == -EACCES || res == -EPERM) {
 		u->discards = false;
 		return true;
 	}
@@ -188,6 +189,7 @@ static void uring_reopened(struct io_engine *e)
 	if (u->polled.open)
 		io_uring_register_files_update(&u->polled.ring, 0, &e->target->fd, 1);
 	u->polls = u->polled.open; /* where its driver has no poll queues now, the first request tells */
+	u->discards = u->may_discard;
 }
 
 static int uring_pin(struct io_engine *e, const struct iovec *memory, unsigned count)
@@ -248,7 +250,8 @@ static int uring_open(struct uring *u, struct io_target *t, uint32_t depth, bool
 	ret = uring_ring_open(&u->plain, t, depth, 0);
 	if (!ret)
 		ret = io_uring_register_eventfd(&u->plain.ring, u->event_fd);
-	u->discards = !ret && t->block_device && uring_ring_knows(&u->plain, IORING_OP_URING_CMD);
+	u->may_discard = !ret && t->block_device && uring_ring_knows(&u->plain, IORING_OP_URING_CMD);
+	u->discards = u->may_discard;
 	if (!ret && polls)
 		ret = uring_ring_open(&u->polled, t, depth, IORING_SETUP_IOPOLL);
 	u->polls = !ret && polls;

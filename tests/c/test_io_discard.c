@@ -3,6 +3,7 @@
  * test_io_discard.c - discards of a block device through io_uring's ring, and through the helper where that can't be
  */
 #include <errno.h>
+#include <linux/fs.h>
 
 #include "loop.h"
 #include "test_io.h"
@@ -123,7 +124,7 @@ static void a_crowd_of_them_comes_back_beside_reads(void)
 }
 
 /* A device that has no file yet says what a kernel without the command does. */
-static void once_refused_it_is_the_helpers_for_good(void)
+static void once_refused_it_is_the_helpers_until_the_disk_is_another_one(void)
 {
 	CHECK_EQ(discard(MIB, MIB), -EOPNOTSUPP);
 	CHECK_EQ(e->stats.helped, 1);
@@ -132,6 +133,24 @@ static void once_refused_it_is_the_helpers_for_good(void)
 	CHECK_EQ(discard(2 * MIB, MIB), 0);
 	check_zeroed(MIB, 2 * MIB);
 	CHECK_EQ(e->stats.helped, 3);
+	io_engine_reopened(e);
+	CHECK_EQ(discard(3 * MIB, MIB / 2), 0);
+	check_zeroed(MIB, 2 * MIB + MIB / 2);
+	CHECK_EQ(e->stats.helped, 3 + helped_of(1));
+}
+
+/* A device that was made read-only says what a security module may: the helper finds out whether others may discard. */
+static void one_that_is_not_permitted_is_the_helpers(void)
+{
+	int read_only = 1;
+
+	CHECK_EQ(ioctl(loop, BLKROSET, &read_only), 0);
+	CHECK_EQ(discard(MIB, MIB), -EPERM);
+	CHECK_EQ(e->stats.helped, 1);
+	read_only = 0;
+	CHECK_EQ(ioctl(loop, BLKROSET, &read_only), 0);
+	CHECK_EQ(discard(MIB, MIB), 0);
+	check_zeroed(MIB, MIB);
 }
 
 /* Of a file it is a hole, which the kernel has no command for. */
@@ -193,10 +212,11 @@ static void all(const char *engine)
 		SHOW(what_the_device_must_cut_up_is_done_whole);
 		SHOW(pages_that_somebody_else_wrote_are_gone_with_it);
 		SHOW(other_ranges_are_refused);
+		SHOW(one_that_is_not_permitted_is_the_helpers);
 		SHOW(a_crowd_of_them_comes_back_beside_reads);
 	}
-	printf("%s: once_refused_it_is_the_helpers_for_good\n", engine);
-	with_fresh_loop(engine, 0, once_refused_it_is_the_helpers_for_good);
+	printf("%s: once_refused_it_is_the_helpers_until_the_disk_is_another_one\n", engine);
+	with_fresh_loop(engine, 0, once_refused_it_is_the_helpers_until_the_disk_is_another_one);
 }
 
 /* Return: whether what it takes is here */
