@@ -64,6 +64,11 @@ static inline bool io_iov_misaligned(const struct io_target *t, const struct iov
 /*
  * Would the device take a read or write at once, as far as we can tell? The kernel would cut what is too long, what lies in
  * too many pages (each may be a segment), and what has gaps inside pages: NVMe's lists of pages can't have any.
+ *
+ * Pages that are neighbours in physical memory, as in huge pages, are one segment to the kernel, but which ones are is not
+ * ours to see. So pages are counted, as many as there can be segments. With 127 segments, which is what Linux' PCI driver
+ * takes, that excludes what is longer than 508 KiB; it takes the device so long that an interrupt more is next to
+ * nothing. To try it polled would cost those that are cut after all a submission in vain, with all their pages.
  */
 static inline bool io_in_one_piece(const struct io_target *t, const struct io_req *r)
 {
