@@ -47,13 +47,15 @@ def _sysctl(text: str) -> str:
 
 
 def _nvme(text: str) -> Nvme:
-    size, _, block = text.partition(",")
+    size, block, iops, *_ = [*text.split(",", 2), "", ""]
     digits, unit = (size[:-1], size[-1]) if size[-1:] in UNITS else (size, "")
     if not digits.isdecimal():
         raise argparse.ArgumentTypeError(f"{size!r} is no size: bytes, or a number with K, M or G")
     if block not in {"", "512", "4096"}:
         raise argparse.ArgumentTypeError(f"a logical block is 512 or 4096 bytes, not {block}")
-    return Nvme(int(digits) * UNITS.get(unit, 1), int(block or 512))
+    if iops and not iops.isdecimal():
+        raise argparse.ArgumentTypeError(f"{iops!r} is no number of requests per second")
+    return Nvme(int(digits) * UNITS.get(unit, 1), int(block or 512), int(iops or 0))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,7 +66,14 @@ def parser() -> argparse.ArgumentParser:
     add("--image", type=_file, metavar="BZIMAGE", help="boot this instead, configured like patched (to try a patch)")
     add("--smp", type=int, default=2, metavar="N", help="CPUs (default 2)")
     add("--mem", default="3G", metavar="SIZE", help="memory (default 3G)")
-    add("--nvme", type=_nvme, action="append", default=[], metavar="SIZE[,512|4096]", help="add an empty NVMe disk")
+    add(
+        "--nvme",
+        type=_nvme,
+        action="append",
+        default=[],
+        metavar="SIZE[,512|4096[,IOPS]]",
+        help="add an empty NVMe disk",
+    )
     add("--append", default="", metavar="WORDS", help="further words for the kernel's command line")
     add("--module", type=_file, action="append", default=[], metavar="FILE.ko", help="insert a module first")
     add("--sysctl", type=_sysctl, action="append", default=[], metavar="KEY=VALUE", help="set before the modules")

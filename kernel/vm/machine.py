@@ -43,11 +43,13 @@ class Nvme:
     Args:
         size: bytes.
         logical_block: bytes; 512 or 4096.
+        iops: requests that it carries in a second; 0 for as many as it can.
 
     """
 
     size: int
     logical_block: int = 512
+    iops: int = 0
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,8 @@ def _qemu(machine: Machine, image: Path, shares: Sequence[tuple[str, Path]], wor
         file = work / f"nvme{number}"
         file.touch()
         os.truncate(file, disk.size)
-        command += ["-drive", f"if=none,id=nvme{number},format=raw,cache=unsafe,discard=unmap,file={_quoted(file)}"]
+        drive = f"if=none,id=nvme{number},format=raw,cache=unsafe,discard=unmap,throttling.iops-total={disk.iops}"
+        command += ["-drive", f"{drive},file={_quoted(file)}"]
         block = f"logical_block_size={disk.logical_block},physical_block_size={disk.logical_block}"
         command += ["-device", f"nvme,serial=kpoll{number},drive=nvme{number},{block}"]
     return command

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.cli.harness import refused
-from tests.kernel.polled_disk import POLLED, started, verified
+from tests.kernel.polled_disk import POLLED, bench, interrupts, started, verified
 from tests.kernel.quiet import SPIN_US
 
 REQUESTS = 100_000
 FEW = 2_000
+SOME, SLOW_IOPS = 100, 25
 BUDGET = Path("/proc/sys/fs/eventfd_busy_poll")
 AIO = ("--engine", "aio", "--poll-max-us", str(SPIN_US))
 
@@ -32,17 +33,28 @@ def left_to_kpoll(folder: Path) -> Any:
     return line
 
 
-def aio(folder: Path) -> dict[str, Any]:
-    """Look at it; the kernel spins for as long as it likes, unless a part says otherwise."""
+def in_vain(folder: Path, disk: str) -> int:
+    """Return how many of SOME reads, one at a time, were left to interrupts."""
+    sock = folder / "slow"
+    with ExitStack() as stack:
+        started(stack, disk, sock, *AIO, "--iopoll", "on", poll="kernel")
+        before = interrupts(disk)
+        bench(sock, rw="randread", iodepth=1, requests=SOME)
+        return interrupts(disk) - before
+
+
+def aio(folder: Path, slow: str) -> dict[str, Any]:
+    """Look at it, on a slow disk too; the kernel spins for as long as it likes, unless a part says otherwise."""
     others = ("--blk-file", POLLED, "--engine", "aio", "--poll", "user", "--iopoll", "on")
     seen = {
         "auto": left_to_kpoll(folder),
         "refused": refused("blk", "--socket-path", folder / "s", *others, code=1),
         "deep": loaded(folder, REQUESTS, 32),
     }
-    # So short that the worker sleeps before any request is complete: somebody else has to look.
+    # So short that the worker sleeps before any request is complete.
     before = BUDGET.read_text()
     BUDGET.write_text("1")
     seen["asleep"] = loaded(folder, FEW, 1)
+    seen["slow"] = in_vain(folder, slow)
     BUDGET.write_text(before)
     return seen

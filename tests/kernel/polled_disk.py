@@ -63,7 +63,7 @@ def verified(sock: Path, metrics: Path, requests: int, depth: int = 32) -> dict[
     samples = scrape(metrics)
     return {
         "interrupts": raised,
-        "polled": sum(value(samples, "kpoll_requests_total", op=op) for op in ("read", "write")),
+        "carried": sum(value(samples, "kpoll_requests_total", op=op) for op in ("read", "write")),
         "errors": report.errors,
         "mismatches": report.mismatches,
         "iops": report.iops,

@@ -27,7 +27,7 @@ def seen(patched: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     programs = [str(program(TOP / f"tests/c/{name}.c", sanitized, folder, *SANITIZE)) for name in PROGRAMS]
     _, quiet, *others = OPTIONS
     options = ("--append", f"{quiet} nvme.poll_queues=1", *others, *spin_for("kernel", SPIN_US))
-    disks = ("--nvme", "64M") * len(WAYS)
+    disks = (*("--nvme", "64M") * len(WAYS), "--nvme", f"64M,512,{polled_aio.SLOW_IOPS}")
     command = ("python", "-m", "tests.kernel.polled", *programs)
     said = vm_ok(*command, kernel=patched, options=(*options, *disks, "--share", str(folder)), seconds=600)
     print(said)
@@ -45,7 +45,7 @@ def aio(seen: Any) -> Any:
 
 
 def test_no_polled_read_or_write_raises_an_interrupt(uring: Any) -> None:
-    assert uring["verified"]["polled"] >= polled_uring.REQUESTS
+    assert uring["verified"]["carried"] >= polled_uring.REQUESTS
     assert uring["verified"]["interrupts"] == 0
 
 
@@ -92,14 +92,13 @@ def test_an_engine_alone_on_such_a_device_and_on_a_device_mappers_above_it(
 
 def test_where_the_kernel_waits_no_polled_aio_raises_an_interrupt(aio: Any) -> None:
     run = aio["deep"]
-    assert run["polled"] >= polled_aio.REQUESTS
+    assert run["carried"] >= polled_aio.REQUESTS
     assert run["interrupts"] == 0
 
 
-def test_aio_that_a_worker_leaves_in_flight_when_it_sleeps_is_polled_for_by_the_kernel(aio: Any) -> None:
-    run = aio["asleep"]
-    assert run["polled"] >= polled_aio.FEW
-    assert run["interrupts"] <= polled_aio.FEW // 10  # others on its CPU may have it do without polling for a while
+def test_where_spins_are_too_short_for_the_device_aio_is_soon_left_to_interrupts(aio: Any) -> None:
+    # But for the first eight, one in 64 then, and whatever was complete at once: the host may have stood still.
+    assert polled_aio.SOME // 2 <= aio["slow"] < polled_aio.SOME
 
 
 @pytest.mark.parametrize("run", ["deep", "asleep"])
