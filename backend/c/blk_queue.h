@@ -53,6 +53,9 @@ struct blk_queue {
 	struct blk_stats stats;
 };
 
+/* blk_queue_release() - struct lane_ops' release() */
+void blk_queue_release(struct lane *lane, struct queue *queue);
+
 /*
  * blk_parse() - Turn a popped chain into an I/O request, or answer it
  *
