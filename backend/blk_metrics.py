@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Labels of enum blk_metric_op and enum blk_metric_error, in their order.
 OPS: Final = ("read", "write", "flush", "discard", "write_zeroes", "get_id", "other")
-ERROR_KINDS: Final = ("io", "unsupported", "range", "read_only")
+ERROR_KINDS: Final = ("io", "unsupported", "range", "read_only", "memory")
 
 # Bucket i counts what took less than 1 µs << i; the last one has no upper bound.
 BUCKET_BOUNDS: Final = (*(f"{(1 << i) / 1e6:g}" for i in range(lib.BLK_BUCKETS - 1)), "+Inf")

@@ -133,16 +133,30 @@ void blk_unpop(struct blk_req *req)
 	blk_forget(req);
 }
 
+/*
+ * Whose failure is it? Of a read or write the kernel says EFAULT when it can't reach the guest's memory: the front-end has
+ * truncated it, and the kernel was the first to find that.
+ */
+static enum blk_metric_error blame(const struct blk_req *req)
+{
+	if (req->io.res == -EOPNOTSUPP)
+		return BLK_E_UNSUPPORTED;
+	return req->io.res == -EFAULT && req->op <= BLK_WRITE ? BLK_E_MEMORY : BLK_E_IO;
+}
+
 /* A request failed: it is kept, to be tried again, or answered. */
 static void fail(struct blk_lane *lane, struct blk_req *req, uint64_t now)
 {
-	bool unsupported = req->io.res == -EOPNOTSUPP;
-	if (!unsupported && blk_keep(&lane->kept, req, now))
+	enum blk_metric_error kind = blame(req);
+
+	if (kind == BLK_E_IO && blk_keep(&lane->kept, req, now))
 		return;
 	if (lane->kept.count > 0)
 		blk_kept_done(&lane->kept, req, false, lane->io);
-	count_add(&req->queue->stats.errors[req->op][unsupported ? BLK_E_UNSUPPORTED : BLK_E_IO], 1);
-	blk_finish(req, unsupported ? VIRTIO_BLK_S_UNSUPP : VIRTIO_BLK_S_IOERR, now);
+	if (kind == BLK_E_MEMORY && req->queue->base.state == QUEUE_RUNNING)
+		lane_fail(&lane->base, &req->queue->base, VIRTQ_FAULT_MEMORY_GONE);
+	count_add(&req->queue->stats.errors[req->op][kind], 1);
+	blk_finish(req, kind == BLK_E_UNSUPPORTED ? VIRTIO_BLK_S_UNSUPP : VIRTIO_BLK_S_IOERR, now);
 }
 
 /* An I/O request came back from the engine: on to its next range, or answer it. */

@@ -20,7 +20,7 @@
 #define BLK_RANGES_MAX 16       /* max_discard_seg, max_write_zeroes_seg */
 
 enum blk_metric_op { BLK_READ, BLK_WRITE, BLK_FLUSH, BLK_DISCARD, BLK_WRITE_ZEROES, BLK_GET_ID, BLK_OTHER, BLK_OPS };
-enum blk_metric_error { BLK_E_IO, BLK_E_UNSUPPORTED, BLK_E_RANGE, BLK_E_READ_ONLY, BLK_ERRORS };
+enum blk_metric_error { BLK_E_IO, BLK_E_UNSUPPORTED, BLK_E_RANGE, BLK_E_READ_ONLY, BLK_E_MEMORY, BLK_ERRORS };
 #define BLK_BUCKETS 24 /* latency histogram: bucket i counts < 1 µs << i; the last one the rest */
 
 struct blk_stats {

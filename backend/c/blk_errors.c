@@ -8,10 +8,11 @@
  * retry	It is kept if its error is one that may pass. After a pause one kept request is tried: when it fails the
  *		pause doubles, up to RETRY_MAX_NS, and the next one is tried then; when it succeeds all are. So a disk that
  *		is gone costs one request a second, however many wait, and one bad request doesn't hold the others up.
- * stop		As QEMU's rerror=stop, werror=stop: whatever failed is kept, unless the request is to blame (EINVAL) or its
- *		memory is gone (EFAULT), and all that comes after it waits as well, unparsed, until blk_dev_resume(). The
- *		queues are still popped: an avail index that nobody follows would look like work for ever, and the wait
- *		set would spin on it.
+ * stop		As QEMU's rerror=stop, werror=stop: whatever failed is kept, unless the request is to blame (EINVAL), and
+ *		all that comes after it waits as well, unparsed, until blk_dev_resume(). The queues are still popped: an
+ *		avail index that nobody follows would look like work for ever, and the wait set would spin on it.
+ *
+ * A request whose memory is gone (EFAULT) doesn't come here: the disk has no part in that, and no other try finds it back.
  *
  * A request is at every moment in exactly one place: the engine's, in our list, or answered. Its iovecs and ranges are as
  * blk_parse() made them (io.h), so trying again is queueing again, from its first byte; a read, write, flush, discard or
@@ -92,9 +93,6 @@ static bool wants_another_try(const struct blk_req *req, int error)
 		return false;
 	/* Nobody will stop it again, and its memory may be gone. */
 	if (queue_state(&req->queue->base) == QUEUE_BROKEN)
-		return false;
-	/* Guest memory was truncated under the request: the disk has no part in that, and no other try finds it back. */
-	if (error == EFAULT)
 		return false;
 	/* What the disk can't do as it is asked, such as half of its blocks: nobody will repair that. */
 	if (error == EINVAL && !gone(&dev->target))

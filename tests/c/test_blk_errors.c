@@ -214,18 +214,43 @@ static void what_the_disk_refuses_as_invalid_is_never_kept(void)
 }
 
 /* The front-end truncated it; headers and status bytes lie before. */
-static void a_request_whose_memory_is_gone_is_never_kept(void)
+static void a_request_whose_memory_is_gone_breaks_its_queue_and_is_not_the_disks_failure(void)
 {
 	for (enum blk_on_error policy = BLK_REPORT; policy <= BLK_STOP; policy++) {
+		struct queue *q;
+
 		start(policy, 0);
+		q = blk_queue_base(c.queue);
 		CHECK_EQ(ftruncate(c.fd, DATA_AT), 0);
 		CHECK_EQ(client_ask(&c, lane, VIRTIO_BLK_T_IN, BAD, 4096), VIRTIO_BLK_S_IOERR);
-		CHECK_EQ(dev->error, EFAULT);
+		CHECK_EQ(queue_state(q), QUEUE_BROKEN);
+		CHECK_EQ(q->vq.fault, VIRTQ_FAULT_MEMORY_GONE);
+		CHECK_EQ(events(), 0);
 		CHECK_EQ(dev->stopped, 0);
 		CHECK_EQ(stats()->kept, 0);
 		CHECK_EQ(stats()->failures[BLK_READ], 0);
+		CHECK_EQ(stats()->errors[BLK_READ][BLK_E_IO], 0);
+		CHECK_EQ(stats()->errors[BLK_READ][BLK_E_MEMORY], 1);
 		end();
 	}
+}
+
+/* It was to be tried again since the disk had failed it. */
+static void what_is_kept_when_its_memory_goes_is_answered(void)
+{
+	start(BLK_RETRY, 0);
+	disk_fails();
+	read_4k(0, BAD);
+	driver_publish(c.driver);
+	until_failures(1);
+	CHECK_EQ(ftruncate(c.fd, DATA_AT), 0);
+	disk_works();
+	until_answered();
+	CHECK_EQ(*client_status(&c, 0), VIRTIO_BLK_S_IOERR);
+	CHECK_EQ(queue_state(blk_queue_base(c.queue)), QUEUE_BROKEN);
+	CHECK_EQ(stats()->kept, 0);
+	CHECK_EQ(queue_in_flight(blk_queue_base(c.queue)), 0);
+	end();
 }
 
 static void stopped_all_wait_until_resumed(void)
@@ -576,7 +601,8 @@ int main(void)
 	RUN(a_request_that_can_be_served_meanwhile_is);
 	RUN(what_the_guest_does_wrong_is_never_kept);
 	RUN(what_the_disk_refuses_as_invalid_is_never_kept);
-	RUN(a_request_whose_memory_is_gone_is_never_kept);
+	RUN(a_request_whose_memory_is_gone_breaks_its_queue_and_is_not_the_disks_failure);
+	RUN(what_is_kept_when_its_memory_goes_is_answered);
 	RUN(stopped_all_wait_until_resumed);
 	RUN(a_queue_that_stops_gives_back_what_waits_and_goes_on_from_there);
 	RUN(behind_an_answer_what_waits_fails_when_the_queue_stops);

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
 
+from kpoll.vhost.driver import Buffer
 from kpoll.vhost.messages import Request
 from kpoll.vhost.payloads import VringFd
-from tests.cli.harness import IN, SECTOR, Daemon, Guest, scrape, until, value
+from tests.cli.harness import IN, SECTOR, Daemon, Guest, scrape, scraped, until, value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,3 +163,20 @@ def test_a_daemon_whose_disk_is_gone_ends_at_once_and_answers_nothing(
     daemon.logged("disk_errors")
     assert daemon.stop() == 0
     assert guest.driver.poll() == []  # whoever reconnects finds it where it was
+
+
+@pytest.mark.parametrize("served", ["stop"], indirect=True)
+def test_memory_that_the_front_end_took_away_stops_its_queue_and_not_the_disk(
+    served: tuple[Daemon, Guest, Path],
+) -> None:
+    daemon, guest, metrics = served
+    gone = guest.data.size // 2
+    guest.data.mmap[:16] = struct.pack("<IIQ", IN, 0, BAD)
+    os.ftruncate(guest.data.fd, gone)
+    guest.driver.add([Buffer(guest.data.gpa, 16)], [Buffer(guest.data.gpa + gone, LENGTH + 1)], 0)
+    guest.driver.publish()
+    assert daemon.logged("queue_fault")["kind"] == "memory_gone"
+    errors = {kind: scraped(metrics, "kpoll_request_errors_total", op="read", kind=kind) for kind in ("io", "memory")}
+    assert errors == {"io": 0, "memory": 1}
+    assert daemon.stop() == 0
+    assert "disk_errors" not in [line["event"] for line in daemon.log]
