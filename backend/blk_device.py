@@ -227,7 +227,13 @@ def open_device(config: BlkConfig, disk: Disk, log: FilteringBoundLogger) -> Ite
     Raises KpollError when the host has no room for them.
     """
     with ExitStack() as stack:
-        iopoll = choose_iopoll(config, block_device=disk.limits.block_device, direct=disk.direct, polls=disk.polls)
+        iopoll = choose_iopoll(
+            config,
+            block_device=disk.limits.block_device,
+            direct=disk.direct,
+            polls=disk.polls,
+            nowait=disk.nowait,
+        )
         engines = candidates(
             config.engine,
             config.iopoll,

@@ -55,6 +55,7 @@ class Disk:
         limits: What is underneath, constant while it is open.
         direct: Whether O_DIRECT works.
         polls: Whether it is a block device whose driver has queues to poll.
+        nowait: Whether it knows RWF_NOWAIT.
 
     """
 
@@ -64,6 +65,7 @@ class Disk:
         self.dev = dev
         self.direct = bool(target.direct) or target.fd < 0
         self.polls = bool(target.polls)
+        self.nowait = bool(target.nowait)
         self.limits = DiskLimits(
             read_only=bool(dev.read_only),
             block_device=bool(target.block_device),

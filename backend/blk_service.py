@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from .blk_health import open_health
 from .blk_metrics import BlkCollector
 from .blk_opener import opener
 from .blk_return import ReturnWatch
+from .blk_unpolled import UnpolledWatch
 from .metrics import Identity
 from .resize import ResizeWatch
 from .service import Service, nothing
@@ -56,18 +57,17 @@ def open_blk(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[Service]:
             learn(health.log)
         device = stack.enter_context(open_device(config, disk, log))
         device.lifetime_used = health.used
-        resize = ResizeWatch(device, log)
-        stack.callback(resize.close)
-        errors = ErrorWatch(device, config.on_error, log)
-        stack.callback(errors.close)
+        resize = stack.enter_context(closing(ResizeWatch(device, log)))
+        errors = stack.enter_context(closing(ErrorWatch(device, config.on_error, log)))
+        unpolled = stack.enter_context(closing(UnpolledWatch(device, log)))
 
         async def came_back() -> None:
             await resize.check()
             errors.disk_returned()
             health.returned()
+            unpolled.returned()
 
-        returned = ReturnWatch(device, again, came_back, log)
-        stack.callback(returned.close)
+        returned = stack.enter_context(closing(ReturnWatch(device, again, came_back, log)))
 
         async def watch() -> None:
             async with trio.open_nursery() as nursery:
@@ -77,6 +77,7 @@ def open_blk(config: BlkConfig, log: FilteringBoundLogger) -> Iterator[Service]:
                 nursery.start_soon(resize.run)
                 nursery.start_soon(errors.run)
                 nursery.start_soon(returned.run)
+                nursery.start_soon(unpolled.run)
                 if watched or health.late or disk.lifetime:
                     nursery.start_soon(health.run, log, learn, lambda: watched or device.lifetime_in_use)
 

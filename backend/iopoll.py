@@ -29,7 +29,7 @@ class Iopoll:
     why: str
 
 
-def choose_iopoll(config: BlkConfig, *, block_device: bool, direct: bool, polls: bool) -> Iopoll:
+def choose_iopoll(config: BlkConfig, *, block_device: bool, direct: bool, polls: bool, nowait: bool) -> Iopoll:
     """Turn --iopoll into what will be done with this disk.
 
     Args:
@@ -37,6 +37,7 @@ def choose_iopoll(config: BlkConfig, *, block_device: bool, direct: bool, polls:
         block_device: Whether the disk is one.
         direct: Whether it takes O_DIRECT.
         polls: Whether its driver has queues to poll.
+        nowait: Whether reads and writes may be told not to wait, as those that are polled for are.
 
     Raises KpollError when polling was asked for and can't be had.
 
@@ -45,7 +46,7 @@ def choose_iopoll(config: BlkConfig, *, block_device: bool, direct: bool, polls:
         return Iopoll(use=False, why="--iopoll off")
     if config.engine == "null":
         return Iopoll(use=False, why="--engine null")
-    obstacle = _obstacle(config, pollable=block_device and direct, polls=polls)
+    obstacle = _obstacle(config, pollable=block_device and direct, polls=polls, nowait=nowait)
     if config.iopoll == "on":
         if obstacle:
             why, remedy = obstacle
@@ -58,7 +59,7 @@ def choose_iopoll(config: BlkConfig, *, block_device: bool, direct: bool, polls:
     return Iopoll(use=True, why="its driver has poll queues")
 
 
-def _obstacle(config: BlkConfig, *, pollable: bool, polls: bool) -> tuple[str, str] | None:
+def _obstacle(config: BlkConfig, *, pollable: bool, polls: bool, nowait: bool) -> tuple[str, str] | None:
     """Say what keeps a disk from being polled, and what to do about it; None: nothing does."""
     if config.engine == "aio" and config.poll.strategy != "kernel":
         return (
@@ -75,4 +76,11 @@ def _obstacle(config: BlkConfig, *, pollable: bool, polls: bool) -> tuple[str, s
             "is no block device with O_DIRECT, and only their queues can be polled",
             "give an NVMe namespace, or use --iopoll auto",
         )
-    return None if polls else ("its driver has no poll queues", _REMEDY)
+    if not polls:
+        return "its driver has no poll queues", _REMEDY
+    if not nowait:
+        return (
+            "a layer above its driver can't be polled, as it knows no RWF_NOWAIT (dm-crypt, for one)",
+            "give the NVMe namespace itself, or use --iopoll auto",
+        )
+    return None

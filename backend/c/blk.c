@@ -36,7 +36,7 @@ struct blk_dev *blk_dev_create(void)
 	struct blk_dev *dev = calloc(1, sizeof(*dev));
 
 	if (dev)
-		dev->target.fd = dev->target.fd_buffered = dev->event_fd = -1;
+		dev->target.fd = dev->target.fd_buffered = dev->target.unpolled_fd = dev->event_fd = -1;
 	return dev;
 }
 

@@ -31,6 +31,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "../../kernel/c/signal_fd.h"
 #include "aio_ring.h"
 #include "engine.h"
 #include "helper.h"
@@ -143,6 +144,8 @@ static void aio_signal_again(struct aio *a)
 /* A layer above the device, which has poll queues, won't have it: dm-crypt, for one, knows no RWF_NOWAIT. */
 static void aio_forget_polling(struct aio *a)
 {
+	if (a->signal & IOCB_FLAG_HIPRI)
+		signal_fd(a->engine.target->unpolled_fd);
 	a->signal &= ~(uint32_t)IOCB_FLAG_HIPRI;
 	a->iocb_flags &= a->signal;
 	for (unsigned i = 0; i < a->staged; i++)

@@ -45,6 +45,8 @@ struct io_target {
 	 */
 	bool cached_writes;
 	int flush_error;
+	/* Python's, of before the first request: signalled when a device refuses to be polled, which its engine then does without */
+	int unpolled_fd;
 };
 
 /**

@@ -219,6 +219,7 @@ int io_target_open(struct io_target *t, const char *path, bool read_only)
 	*t = (struct io_target){
 		.fd = -1,
 		.fd_buffered = -1,
+		.unpolled_fd = -1,
 		.read_only = read_only,
 		.direct = true,
 		.write_cache = true,
@@ -259,6 +260,7 @@ void io_target_null(struct io_target *t, uint64_t size)
 	*t = (struct io_target){
 		.fd = -1,
 		.fd_buffered = -1,
+		.unpolled_fd = -1,
 		.write_cache = true,
 		.mem_align = 1,
 		.offset_align = 1,

@@ -24,6 +24,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "../../kernel/c/signal_fd.h"
 #include "helper.h"
 #include "uring_buffers.h"
 #include "uring_ring.h"
@@ -102,7 +103,10 @@ static bool handed_on(struct uring *u, const struct uring_ring *ring, struct io_
 		if (!discards_otherwise(u, res))
 			return false;
 	} else if (ring->polled && (res == -EOPNOTSUPP || res == -EAGAIN)) {
-		u->polls &= res == -EAGAIN;
+		if (res == -EOPNOTSUPP && u->polls) {
+			u->polls = false;
+			signal_fd(u->engine.target->unpolled_fd);
+		}
 		uring_ring_stage(&u->plain, r);
 		return true;
 	} else if (res < 0 && res != -EAGAIN && res != -EINTR && res != -EINVAL) {

@@ -123,15 +123,26 @@ static inline void target_make_buffered(struct io_target *t)
 	t->mem_align = t->offset_align = 1;
 }
 
+static inline bool kernel_since(unsigned major, unsigned minor)
+{
+	struct utsname name;
+	unsigned is_major, is_minor;
+
+	CHECK_EQ(uname(&name), 0);
+	CHECK_EQ(sscanf(name.release, "%u.%u", &is_major, &is_minor), 2);
+	return is_major > major || (is_major == major && is_minor >= minor);
+}
+
 /* Since 6.12 Linux discards blocks of a device by a command of io_uring's. */
 static inline bool kernel_discards_by_ring(void)
 {
-	struct utsname name;
-	unsigned major, minor;
+	return kernel_since(6, 12);
+}
 
-	CHECK_EQ(uname(&name), 0);
-	CHECK_EQ(sscanf(name.release, "%u.%u", &major, &minor), 2);
-	return major > 6 || (major == 6 && minor >= 12);
+/* Before, polling a device that has no queues for it was no mistake: it raised interrupts. */
+static inline bool kernel_refuses_to_poll(void)
+{
+	return kernel_since(6, 12);
 }
 
 static inline void *pages(size_t len)

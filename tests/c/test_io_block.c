@@ -4,6 +4,7 @@
  * and a loop device over a file, which completes later and gives space back to the file
  */
 #include <errno.h>
+#include <sys/eventfd.h>
 
 #include "loop.h"
 #include "test_io.h"
@@ -281,11 +282,30 @@ static void a_discard_reaches_the_file_below(const char *file)
 	free(buf);
 }
 
+/* Once for all requests, and once more when the disk is another one. */
+static void who_wants_to_know_hears_that_it_will_not_be_polled(void)
+{
+	uint8_t *buf = pages(4 * KIB);
+	uint64_t told;
+
+	t.unpolled_fd = eventfd(0, EFD_NONBLOCK);
+	for (unsigned i = 0; i < 2; i++) {
+		CHECK_EQ(run_rw(e, IO_READ, 0, buf, 4 * KIB, 0), 0);
+		CHECK_EQ(run_rw(e, IO_READ, 0, buf, 4 * KIB, 4 * KIB), 0);
+		CHECK_EQ(read(t.unpolled_fd, &told, sizeof(told)), (ssize_t)sizeof(told));
+		CHECK_EQ(told, 1);
+		io_engine_reopened(e);
+	}
+	close(t.unpolled_fd);
+	t.unpolled_fd = -1;
+	free(buf);
+}
+
 static void on_loop(void)
 {
-	static const char *const engines[] = { "aio", "io_uring" };
+	static const char *const engines[] = { "aio", "io_uring", "io_uring_iopoll" };
 
-	for (unsigned i = 0; i < 2; i++) {
+	for (unsigned i = 0; i < 3; i++) {
 		char file[PATH_MAX];
 		int loop;
 
@@ -296,6 +316,8 @@ static void on_loop(void)
 			printf("skip: no loop device (needs root)\n");
 		} else {
 			if (engine_here(engines[i])) {
+				if (i == 2 && kernel_refuses_to_poll())
+					RUN(who_wants_to_know_hears_that_it_will_not_be_polled);
 				common();
 				RUN(it_has_a_cache_to_flush);
 				a_discard_reaches_the_file_below(file);

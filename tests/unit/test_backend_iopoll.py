@@ -12,7 +12,7 @@ from kpoll.backend.errors import KpollError, UsageError
 from kpoll.backend.iopoll import Iopoll, choose_iopoll
 from kpoll.backend.poll import PollConfig
 
-POLLABLE = {"block_device": True, "direct": True, "polls": True}
+POLLABLE = {"block_device": True, "direct": True, "polls": True, "nowait": True}
 
 
 def config(*, strategy: Any = "user", poll: Any = None, **options: Any) -> BlkConfig:
@@ -31,7 +31,12 @@ def test_a_device_with_poll_queues_is_polled(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("lacks", "says"),
-    [("polls", "its driver has no poll queues"), ("direct", "O_DIRECT"), ("block_device", "is no block device")],
+    [
+        ("polls", "its driver has no poll queues"),
+        ("nowait", "a layer above its driver can't be polled"),
+        ("direct", "O_DIRECT"),
+        ("block_device", "is no block device"),
+    ],
 )
 def test_what_a_disk_lacks_is_why_auto_does_not_poll_it_and_an_error_where_it_was_asked_for(
     lacks: str, says: str
