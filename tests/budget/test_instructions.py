@@ -11,13 +11,9 @@ from pathlib import Path
 import pytest
 
 from kpoll.nvme.uring_probe import probe_uring
+from tests.data_plane import library, program
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-SOURCES = [
-    str(path) for folder in ("kernel", "vhost", "nvme", "backend") for path in sorted((ROOT / folder / "c").glob("*.c"))
-]
-FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", f"-I{ROOT}"]
 BUDGET: dict[str, dict[str, float]] = tomllib.loads((HERE / "budget.toml").read_text())
 UNITS = 6400
 
@@ -26,9 +22,9 @@ UNITS = 6400
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a folder with per_request, per_frame and per_io, built with the extension's optimization."""
     folder = tmp_path_factory.mktemp("budget")
+    data_plane = library(folder, "-O2")
     for name in ("per_request", "per_frame", "per_io"):
-        words = ["gcc", *FLAGS, str(HERE / f"{name}.c"), *SOURCES, "-luring", "-lpthread", "-o", str(folder / name)]
-        subprocess.run(words, check=True)
+        program(HERE / f"{name}.c", data_plane, folder, "-O2")
     return folder
 
 
