@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +19,8 @@ from tests.vm.guest import Guest, GuestError, qemu, qemu_disk
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.vm.daemon import Daemon
+
 MIB = 1 << 20
 SIZE = 64 * MIB
 SECTOR = 512
@@ -25,13 +28,17 @@ VIRTIO_RING_F_EVENT_IDX = 29
 VIRTIO_F_RING_PACKED = 34
 
 
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    """Give a sparse disk image."""
-    path = tmp_path / "disk.img"
+def blank(path: Path) -> Path:
+    """Make a sparse disk image; return it."""
     with path.open("wb") as file:
         file.truncate(SIZE)
     return path
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """Give a sparse disk image."""
+    return blank(tmp_path / "disk.img")
 
 
 def sha256(path: Path, offset: int, length: int) -> str:
@@ -51,50 +58,59 @@ async def no_io_errors(guest: Guest) -> None:
     await guest.run("! dmesg | grep -iE 'I/O error|blk_update|timed out'")
 
 
-@pytest.mark.parametrize("event_idx", [True, False], ids=["event_idx", "no_event_idx"])
-@pytest.mark.parametrize("queues", [1, 4], ids=["1_queue", "4_queues"])
-@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-@trio_test
-async def test_what_every_cpu_wrote_is_on_the_host(
-    tmp_path: Path, image: Path, packed: bool, queues: int, event_idx: bool
-) -> None:
-    """All queues of every ring format carry data both ways, and a flush reaches the device."""
+async def carries_both_ways(guest: Guest, disk: str, image: Path, daemon: Daemon, queues: int) -> None:
+    """Write to a disk from every CPU, which has a queue of its own, and read that back."""
     part = 4 * MIB
-    async with (
-        kpoll_blk(tmp_path, image) as daemon,
-        qemu(qemu_disk(daemon.socket, queues=queues, packed=packed, event_idx=event_idx), cpus=queues) as guest,
-    ):
-        negotiated = await guest.run("cat /sys/bus/virtio/devices/virtio0/features")
-        assert negotiated[VIRTIO_F_RING_PACKED] == str(int(packed))
-        assert negotiated[VIRTIO_RING_F_EVENT_IDX] == str(int(event_idx))
-        assert len((await guest.run("ls /sys/block/vda/mq")).split()) == queues
+    wrote = await guest.run(f"""
+        dd if=/dev/urandom of=/tmp/random bs=1M count={part * queues // MIB} status=none
+        cpu=0
+        while [ $cpu -lt {queues} ]; do
+            taskset $((1 << cpu)) dd if=/tmp/random of=/dev/{disk} bs=64k count=64 skip=$((cpu * 64)) \\
+                seek=$((cpu * 64)) oflag=direct conv=notrunc,fsync 2>/tmp/dd.$cpu &
+            pids="$pids $!"
+            cpu=$((cpu + 1))
+        done
+        for pid in $pids; do wait $pid; done
+        sha256sum < /tmp/random""")
+    written = wrote.split()[0]
+    assert sha256(image, 0, part * queues) == written
+    read = await guest.run(
+        f"dd if=/dev/{disk} bs=4k count={part * queues // 4096} iflag=direct status=none | sha256sum"
+    )
+    assert read.split()[0] == written
 
-        wrote = await guest.run(f"""
-            dd if=/dev/urandom of=/tmp/random bs=1M count={part * queues // MIB} status=none
-            cpu=0
-            while [ $cpu -lt {queues} ]; do
-                taskset $((1 << cpu)) dd if=/tmp/random of=/dev/vda bs=64k count=64 skip=$((cpu * 64)) \\
-                    seek=$((cpu * 64)) oflag=direct conv=notrunc,fsync 2>/tmp/dd.$cpu &
-                pids="$pids $!"
-                cpu=$((cpu + 1))
-            done
-            for pid in $pids; do wait $pid; done
-            sha256sum < /tmp/random""")
-        written = wrote.split()[0]
-        assert sha256(image, 0, part * queues) == written
-        read = await guest.run(
-            f"dd if=/dev/vda bs=4k count={part * queues // 4096} iflag=direct status=none | sha256sum"
-        )
-        assert read.split()[0] == written
+    metrics = await daemon.metrics()
+    for queue in range(queues):
+        assert metrics.total("kpoll_requests_total", op="write", queue=str(queue)) > 0
+    assert metrics.total("kpoll_requests_total", op="flush") > 0
+    assert metrics.total("kpoll_request_bytes_total", op="write") == part * queues
+    assert metrics.total("kpoll_request_errors_total") == 0
+    assert metrics.total("kpoll_queue_faults_total") == 0
+
+
+@pytest.mark.parametrize("queues", [1, 4], ids=["1_queue", "4_queues"])
+@trio_test
+async def test_what_every_cpu_wrote_is_on_the_host(tmp_path: Path, queues: int) -> None:
+    """All queues of every ring format carry data both ways, and a flush reaches the device. A disk for each format."""
+    formats = {"vda": (False, True), "vdb": (False, False), "vdc": (True, True), "vdd": (True, False)}
+    async with AsyncExitStack() as stack:
+        served: dict[str, tuple[Path, Daemon]] = {}
+        devices: list[str] = []
+        for disk, (packed, event_idx) in formats.items():
+            folder = tmp_path / disk
+            folder.mkdir()
+            image = blank(folder / "disk.img")
+            daemon = await stack.enter_async_context(kpoll_blk(folder, image))
+            devices += qemu_disk(daemon.socket, name=disk, queues=queues, packed=packed, event_idx=event_idx)
+            served[disk] = image, daemon
+        guest = await stack.enter_async_context(qemu(devices, cpus=queues))
+        for disk, (packed, event_idx) in formats.items():
+            negotiated = await guest.run(f"cat /sys/block/{disk}/device/features")
+            assert negotiated[VIRTIO_F_RING_PACKED] == str(int(packed))
+            assert negotiated[VIRTIO_RING_F_EVENT_IDX] == str(int(event_idx))
+            assert len((await guest.run(f"ls /sys/block/{disk}/mq")).split()) == queues
+            await carries_both_ways(guest, disk, *served[disk], queues)
         await no_io_errors(guest)
-
-        metrics = await daemon.metrics()
-        for queue in range(queues):
-            assert metrics.total("kpoll_requests_total", op="write", queue=str(queue)) > 0
-        assert metrics.total("kpoll_requests_total", op="flush") > 0
-        assert metrics.total("kpoll_request_bytes_total", op="write") == part * queues
-        assert metrics.total("kpoll_request_errors_total") == 0
-        assert metrics.total("kpoll_queue_faults_total") == 0
         await guest.power_off()
 
 
