@@ -5,12 +5,9 @@
  * io_setup(2) returns the address of a ring of io_events in our memory (aio_ring.h). No system call is needed to collect,
  * as long as nobody takes events with io_getevents(2). A kernel whose ring looks different is asked by io_getevents(2).
  *
- * Signals: an iocb with IOCB_FLAG_RESFD writes our eventfd when it completes, so that a sleeping worker wakes. On
- * devices that complete inside io_submit(2) (zram, the page cache) nobody can be asleep then, and the flag is only
- * cost. So: once everything in the kernel was complete at the end of INLINE_RUN submits in a row, the flag is left
- * out; the first submit after which something is still under way brings it back at once. What was submitted without
- * it until then is counted as `unsignalled`, and the worker's sleep is short while there is any. A kernel that polls
- * for us wakes whoever watches the ring's tail (io_engine_ring_wakes()): then no iocb has the flag.
+ * Signals: an iocb with IOCB_FLAG_RESFD writes our eventfd when it completes, so that a sleeping worker wakes. It is left out
+ * where it is only cost (aio_learn.c). A kernel that polls for us wakes whoever watches the ring's tail
+ * (io_engine_ring_wakes()): then no iocb has the flag.
  *
  * Polling ("aio_iopoll"): where such a kernel knows IOCB_FLAG_HIPRI, reads and writes raise no interrupt. It looks for them
  * while it looks at the tail, and for who sleeps. A worker that has too much else to do to wait looks itself now and then.
@@ -31,40 +28,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "../../kernel/c/signal_fd.h"
-#include "aio_ring.h"
-#include "engine.h"
+#include "aio.h"
 #include "helper.h"
 
-#define INLINE_RUN 64
 #define REAPS_PER_LOOK 64 /* that found nothing polled for, until we look into the poll queues ourselves */
-
-struct aio {
-	struct io_engine engine;
-	struct aio_ring *ring; /* NULL: not one that we know, use io_getevents(2) */
-	aio_context_t ctx;
-	int event_fd;
-	bool iopoll;         /* reads and writes are to be polled for, where the ring wakes */
-	uint32_t signal;     /* aio_flags: IOCB_FLAG_RESFD; where the ring itself wakes IOCB_FLAG_HIPRI, or 0 */
-	uint32_t iocb_flags; /* of the next iocbs: signal or 0 */
-	uint32_t in_kernel;  /* submitted and not reaped */
-	uint32_t vain_reaps; /* since the last look into the poll queues */
-	uint32_t inline_run; /* submits in a row that left nothing under way, up to INLINE_RUN */
-	uint32_t helper_ops; /* bit 1 << enum io_op: goes to the helper without asking */
-	int nowait[2];       /* by IO_READ, IO_WRITE: RWF_NOWAIT or 0 */
-	bool queues;         /* a request was resubmitted: this is no device that completes inside the submit call */
-	uint32_t depth, staged;
-	struct io_list waiting; /* behind them, when there is no room */
-	struct iocb *iocbs[];   /* [0 .. staged) */
-};
-
-/* What is to be cut in pieces can't be polled for; it would come back with -EAGAIN, as what is @unpolled did. */
-static uint32_t aio_flags(const struct aio *a, const struct io_req *r, uint32_t flags)
-{
-	bool unpolled = unlikely(flags & IOCB_FLAG_HIPRI) && (r->unpolled || !io_in_one_piece(a->engine.target, r));
-
-	return unpolled ? 0 : flags;
-}
 
 /* Fill the iocb and put it in line. There is room: staged < depth. */
 static void aio_stage(struct aio *a, struct io_req *r)
@@ -110,68 +77,6 @@ static void aio_queue(struct io_engine *e, struct io_req *r)
 		io_helper_queue(e->helper, r);
 	else
 		aio_line_up(a, r);
-}
-
-/* RWF_NOWAIT was refused for this direction: do without, where that can block only for a moment. */
-static void aio_forget_nowait(struct aio *a, unsigned op)
-{
-	a->nowait[op] = 0;
-	if (!a->engine.target->direct)
-		a->helper_ops |= 1u << op;
-}
-
-/* Is everything that the kernel has of us complete, waiting in the ring? */
-static bool aio_all_complete(const struct aio *a)
-{
-	unsigned head = a->ring->head, tail = load_relaxed(&a->ring->tail); /* a look only: aio_reap() acquires */
-
-	return (tail >= head ? tail - head : tail + a->ring->nr - head) == a->in_kernel;
-}
-
-/* Something is still under way after a submit, or will be: completions have to signal. */
-static void aio_signal_again(struct aio *a)
-{
-	a->inline_run = 0;
-	if (!a->engine.completes_inline)
-		return;
-	a->engine.completes_inline = false;
-	a->iocb_flags = a->signal;
-	a->engine.unsignalled = a->signal == IOCB_FLAG_RESFD ? a->in_kernel : 0;
-	for (unsigned i = 0; i < a->staged; i++)
-		a->iocbs[i]->aio_flags = aio_flags(a, (struct io_req *)(uintptr_t)a->iocbs[i]->aio_data, a->signal);
-}
-
-/* A layer above the device, which has poll queues, won't have it: dm-crypt, for one, knows no RWF_NOWAIT. */
-static void aio_forget_polling(struct aio *a)
-{
-	if (a->signal & IOCB_FLAG_HIPRI)
-		signal_fd(a->engine.target->unpolled_fd);
-	a->signal &= ~(uint32_t)IOCB_FLAG_HIPRI;
-	a->iocb_flags &= a->signal;
-	for (unsigned i = 0; i < a->staged; i++)
-		a->iocbs[i]->aio_flags &= a->signal;
-}
-
-static void aio_learn(struct aio *a, unsigned sent)
-{
-	if (!a->ring || a->queues)
-		return;
-	if (likely(aio_all_complete(a))) {
-		count_add(&a->engine.stats.inline_done, sent);
-		if (unlikely(a->inline_run < INLINE_RUN) && ++a->inline_run == INLINE_RUN) {
-			a->engine.completes_inline = true;
-			a->iocb_flags = 0;
-		}
-		return;
-	}
-	aio_signal_again(a);
-}
-
-/* It is submitted again: this is no device that completes inside the submit call. */
-static void aio_queues(struct aio *a)
-{
-	a->queues = true;
-	aio_signal_again(a);
 }
 
 /* An event that is not simply "all of it". Return: whether the request is finished, else it is in line again, or the helper's */

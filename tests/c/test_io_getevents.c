@@ -50,7 +50,7 @@ static void every_completion_keeps_its_signal(void)
 	uint8_t *buf = pages(4 * KIB);
 
 	CHECK_EQ(truncate(path, 4 * FILE_SIZE), 0);
-	for (unsigned i = 0; i < 2 * INLINE_RUN; i++) { /* of a hole: complete when io_submit(2) returns */
+	for (unsigned i = 0; i < 2 * AIO_INLINE_RUN; i++) { /* of a hole: complete when io_submit(2) returns */
 		CHECK_EQ(run_rw(e, IO_READ, 0, buf, 4 * KIB, 2 * FILE_SIZE), 0);
 		CHECK(!e->completes_inline);
 		CHECK_EQ(io_sleep_timeout_ns(e), -1);
