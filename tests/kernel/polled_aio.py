@@ -33,14 +33,22 @@ def left_to_kpoll(folder: Path) -> Any:
     return line
 
 
-def in_vain(folder: Path, disk: str) -> int:
-    """Return how many of SOME reads, one at a time, were left to interrupts."""
+def left_to_interrupts(disk: str, sock: Path) -> int:
+    """Return how many of SOME reads were, one at a time."""
+    before = interrupts(disk)
+    bench(sock, rw="randread", iodepth=1, requests=SOME)
+    return interrupts(disk) - before
+
+
+def slowly(folder: Path, disk: str) -> dict[str, int]:
+    """Read while spins are too short for a disk, and then while they are long enough."""
     sock = folder / "slow"
     with ExitStack() as stack:
         started(stack, disk, sock, *AIO, "--iopoll", "on", poll="kernel")
-        before = interrupts(disk)
-        bench(sock, rw="randread", iodepth=1, requests=SOME)
-        return interrupts(disk) - before
+        BUDGET.write_text("1")
+        seen = {"short": left_to_interrupts(disk, sock)}
+        BUDGET.write_text(str(SPIN_US))
+        return seen | {"long": left_to_interrupts(disk, sock)}
 
 
 def aio(folder: Path, slow: str) -> dict[str, Any]:
@@ -55,6 +63,5 @@ def aio(folder: Path, slow: str) -> dict[str, Any]:
     before = BUDGET.read_text()
     BUDGET.write_text("1")
     seen["asleep"] = loaded(folder, FEW, 1)
-    seen["slow"] = in_vain(folder, slow)
     BUDGET.write_text(before)
-    return seen
+    return seen | {"slow": slowly(folder, slow)}
