@@ -31,7 +31,7 @@
 #include "aio.h"
 #include "helper.h"
 
-#define REAPS_PER_LOOK 64 /* that found nothing polled for, until we look into the poll queues ourselves */
+#define REAPS_PER_LOOK 64 /* until we look into the poll queues ourselves */
 
 /* Fill the iocb and put it in line. There is room: staged < depth. */
 static void aio_stage(struct aio *a, struct io_req *r)
@@ -180,8 +180,6 @@ static inline unsigned aio_event(struct aio *a, const struct io_event *ev, struc
 
 	if (unlikely(a->engine.unsignalled) && !(r->iocb.aio_flags & IOCB_FLAG_RESFD))
 		a->engine.unsignalled--;
-	if (unlikely(r->iocb.aio_flags & IOCB_FLAG_HIPRI))
-		a->vain_reaps = 0;
 	if (unlikely(r->in_helper)) {
 		r->in_helper = false;
 		io_helper_left(a->engine.helper, &a->engine.stats);
@@ -227,8 +225,9 @@ static unsigned aio_reap(struct io_engine *e, struct io_req **done, unsigned max
 	struct timespec none = { 0 };
 	unsigned n = 0, staged = a->staged;
 
-	if (a->signal == IOCB_FLAG_HIPRI && a->in_kernel && unlikely(++a->vain_reaps > REAPS_PER_LOOK)) {
-		a->vain_reaps = 0;
+	/* Not only in vain ones: events may come by interrupt, as the kernel decides, while another waits for a look. */
+	if (a->signal == IOCB_FLAG_HIPRI && a->in_kernel && unlikely(++a->reaps > REAPS_PER_LOOK)) {
+		a->reaps = 0;
 		syscall(SYS_io_getevents, a->ctx, 0L, 0L, NULL, &none); /* looks, and takes nothing */
 	}
 	if (a->in_kernel || io_helper_busy(e->helper))

@@ -21,7 +21,7 @@ struct aio {
 	uint32_t signal;     /* aio_flags: IOCB_FLAG_RESFD; where the ring itself wakes IOCB_FLAG_HIPRI, or 0 */
 	uint32_t iocb_flags; /* of the next iocbs: signal or 0 */
 	uint32_t in_kernel;  /* submitted and not reaped */
-	uint32_t vain_reaps; /* since the last look into the poll queues */
+	uint32_t reaps;      /* since the last look into the poll queues */
 	uint32_t inline_run; /* submits in a row that left nothing under way, up to AIO_INLINE_RUN */
 	uint32_t helper_ops; /* bit 1 << enum io_op: goes to the helper without asking */
 	int nowait[2];       /* by IO_READ, IO_WRITE: RWF_NOWAIT or 0 */
