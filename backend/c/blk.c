@@ -135,7 +135,8 @@ void blk_unpop(struct blk_req *req)
 
 /*
  * Whose failure is it? Of a read or write the kernel says EFAULT when it can't reach the guest's memory: the front-end has
- * truncated it, and the kernel was the first to find that.
+ * truncated it, and the kernel was the first to find that. (Of more than 256 pages on a block device it says EIO, Linux 6.1
+ * block/fops.c: then the disk is taken to have failed.)
  */
 static enum blk_metric_error blame(const struct blk_req *req)
 {
