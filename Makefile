@@ -52,7 +52,7 @@ demo-kernel: build ## The demo's last act alone, where the kernel polls for kpol
 	@$(BIN)/python -m tests.kernel.demo_kernel
 
 # What doesn't mind company runs on all CPUs, a file on each, long ones first; what measures comes after it, alone.
-SIDE_BY_SIDE := tests/kernel/test_story.py tests/fuzz tests/vm \
+SIDE_BY_SIDE := tests/kernel/test_story.py tests/kernel/test_fabrics_faults.py tests/fuzz tests/vm \
 	tests/kernel/test_vm_boots.py tests/kernel/test_nvme_disks.py tests/kernel/test_nvme.py tests/kernel/test_fabrics.py \
 	tests/cli tests/c tests/unit tests/wire
 check: lint ## Lint, types and all tests, check-kernel's too: what CI runs
