@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MIB = 1 << 20
-SIZE_MAX, ALIGNMENT_OFFSET, WRITEBACK = 8, 25, 32  # in struct virtio_blk_config
+SIZE_MAX, PHYSICAL_BLOCK_EXP, ALIGNMENT_OFFSET, WRITEBACK = 8, 24, 25, 32  # in struct virtio_blk_config
 
 
 @pytest.fixture
@@ -121,19 +121,24 @@ def test_a_request_may_be_larger_than_the_device_takes_at_once(loop_device: Path
 def test_a_disk_that_does_not_begin_with_a_whole_physical_block_says_where_one_begins(
     loop_device: Path, sock: Path, tmp_path: Path
 ) -> None:
-    """No such disk can be made here, so the kernel's answer is put in its mouth."""
+    """No such disk can be made here, so the kernel's answers are put in its mouth.
+
+    They can only be the same, so the physical block is an odd one: 3072 bytes. The guest is told four blocks of 512,
+    the largest power of two within. One begins at 3072, and so does one four blocks before.
+    """
     trace, serve = tmp_path / "trace", ("blk", "--socket-path", sock, "--blk-file", loop_device)
     strace = ("strace", "-D", "-f", "-P", loop_device, "-o", trace)
     with Daemon(*serve, program=(*strace, "-e", "trace=ioctl", KPOLL)) as daemon:
         daemon.logged("listening")
         assert daemon.stop() == 0
     asked = [line for line in trace.read_text().splitlines() if "ioctl(" in line]
-    [number] = [n for n, line in enumerate(asked, 1) if "BLKALIGNOFF" in line]
-    answer = f"inject=ioctl:poke_exit=@arg3={(3072).to_bytes(4, 'little').hex()}:when={number}"
+    first, last = (n for n, line in enumerate(asked, 1) if "BLKPBSZGET" in line or "BLKALIGNOFF" in line)
+    when = f"{first}..{last}+{last - first}"
+    answer = f"inject=ioctl:poke_exit=@arg3={(3072).to_bytes(4, 'little').hex()}:when={when}"
     with Daemon(*serve, program=(*strace, "-e", answer, KPOLL)) as daemon:
         daemon.logged("listening")
         with Guest(sock) as guest:
-            assert told(guest, ALIGNMENT_OFFSET, "B") == 6
+            assert (told(guest, PHYSICAL_BLOCK_EXP, "B"), told(guest, ALIGNMENT_OFFSET, "B")) == (2, 2)
         assert daemon.stop() == 0
 
 
