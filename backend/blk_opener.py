@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from kpoll.nvme.descriptors import close_all_but
+from kpoll.nvme.sysfs import block_folder
 
 from .sandbox import drop_capabilities, set_no_new_privs
 from .seccomp import deny_syscalls
@@ -42,11 +43,6 @@ _ANSWER_S: Final = 5.0  # to open a disk may take long, or for ever, where its c
 _WWID_MAX: Final = 4096
 
 
-def _folder(device: int, sys: Path) -> Path:
-    """Return where sysfs tells of a block device."""
-    return sys / "dev" / "block" / f"{os.major(device)}:{os.minor(device)}"
-
-
 def identity(device: int, sys: Path = Path("/sys")) -> str | None:
     """Return what tells a namespace from all others; None for any other disk, and for a partition.
 
@@ -55,7 +51,7 @@ def identity(device: int, sys: Path = Path("/sys")) -> str | None:
         sys: Where sysfs is.
 
     """
-    folder = _folder(device, sys)
+    folder = block_folder(device, sys)
     return None if (folder / "partition").exists() else _wwid(folder)
 
 
@@ -68,7 +64,7 @@ def _wwid(folder: Path) -> str | None:
 
 def is_gone(device: int, sys: Path = Path("/sys")) -> bool:
     """Whether the kernel has deleted a block device that somebody may still have open."""
-    return not _folder(device, sys).exists()
+    return not block_folder(device, sys).exists()
 
 
 def _block_bytes(fd: int) -> int:

@@ -57,8 +57,7 @@ class UnpolledWatch:
         if not self._device.engine.iopoll:
             return
         self._told = False
-        number = os.fstat(self._disk.fd).st_rdev
-        folder = self._sys / "dev" / "block" / f"{os.major(number)}:{os.minor(number)}"
+        folder = sysfs.block_folder(os.fstat(self._disk.fd).st_rdev, self._sys)
         if polls(folder.resolve().name, self._sys) is False:
             self._tell("it is back, and its driver has no poll queues now")
 

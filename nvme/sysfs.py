@@ -74,6 +74,17 @@ def identify(node: str, sys: File = SYS) -> tuple[type_kind, str] | None:
     return ("controller", folder.name) if _CONTROLLER.fullmatch(folder.name) else None
 
 
+def block_folder(device: int, sys: File = SYS) -> File:
+    """Return where sysfs tells of a block device, which may be gone. Its name is that of what this resolves to.
+
+    Args:
+        device: Its number, as stat(2) has it.
+        sys: Where sysfs is.
+
+    """
+    return sys / "dev" / "block" / f"{os.major(device)}:{os.minor(device)}"
+
+
 def serial(device: int, sys: File = SYS) -> str | None:
     """Return a serial number for a namespace, in at most 20 ASCII characters: its EUI-64, or the controller's own.
 
@@ -85,7 +96,7 @@ def serial(device: int, sys: File = SYS) -> str | None:
         sys: Where sysfs is.
 
     """
-    folder = (sys / "dev" / "block" / f"{os.major(device)}:{os.minor(device)}").resolve()
+    folder = block_folder(device, sys).resolve()
     if not _NAMESPACE.fullmatch(folder.name):
         return None
     if eui64 := _identifier(folder, "eui"):
