@@ -9,6 +9,8 @@
 #include <linux/virtio_blk.h>
 #include <linux/virtio_config.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -22,6 +24,12 @@
 #define DATA_AT (2u << 20)   /* data buffers in a driver's memory; rings below */
 #define HEADER_AT (1u << 20) /* headers and status bytes */
 #define DISK_UVA 0x500000000000ull
+
+/* Say where a disk may lie; the caller removes it. */
+static inline void disk_path(char *path, size_t size)
+{
+	snprintf(path, size, "%s/disk", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
+}
 
 static inline struct blk_dev *disk_make(const char *path)
 {

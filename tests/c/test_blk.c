@@ -389,7 +389,7 @@ static void counters_tell_what_happened(void)
 
 int main(void)
 {
-	snprintf(path, sizeof(path), "%s/disk", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
+	disk_path(path, sizeof(path));
 	alarm(240);
 	RUN(what_is_written_is_read_back_on_every_engine_and_ring);
 	RUN(many_requests_in_flight_each_get_their_own_data);

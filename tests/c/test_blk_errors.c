@@ -593,7 +593,7 @@ static void a_queue_that_breaks_keeps_nothing(void)
 
 int main(void)
 {
-	snprintf(path, sizeof(path), "%s/disk", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
+	disk_path(path, sizeof(path));
 	alarm(240);
 	RUN(a_failure_is_reported_and_told_once);
 	RUN(retried_until_the_disk_works_and_answered_once);

@@ -45,7 +45,7 @@ int main(void)
 {
 	char path[256];
 
-	snprintf(path, sizeof(path), "%s/disk", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
+	disk_path(path, sizeof(path));
 	alarm(60);
 	dev = disk_make(path);
 	dev->write_back = 0;

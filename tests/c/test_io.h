@@ -181,6 +181,26 @@ static inline void reap_all(struct io_engine *e, struct io_req **done, unsigned 
 		n += reap_some(e, done + n, count - n);
 }
 
+/* Put @count reads of 4 KiB in line, from the file's begin on. */
+static inline void queue_reads(struct io_engine *e, struct io_req *r, struct iovec *iov, uint8_t *buf, unsigned count)
+{
+	for (unsigned i = 0; i < count; i++) {
+		iov[i] = (struct iovec){ buf + i * 4 * KIB, 4 * KIB };
+		r[i] = (struct io_req){ .op = IO_READ, .iov = &iov[i], .iovcnt = 1, .offset = i * 4 * KIB };
+		r[i].len = 4 * KIB;
+		io_queue(e, &r[i]);
+	}
+}
+
+/* They came back whole. */
+static inline void check_reads(const struct io_req *r, unsigned count)
+{
+	for (unsigned i = 0; i < count; i++) {
+		CHECK_EQ(r[i].res, 0);
+		CHECK(pattern_is(r[i].iov->iov_base, 4 * KIB, r[i].offset, 0));
+	}
+}
+
 /* One request, from io_queue() to io_reap(). Return: its result */
 static inline int run(struct io_engine *e, struct io_req *r)
 {

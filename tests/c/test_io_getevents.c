@@ -29,18 +29,10 @@ static void batches_larger_than_one_call_collects_come_back_whole(void)
 	struct iovec iov[COUNT];
 	struct io_req r[COUNT] = { 0 }, *done[COUNT];
 
-	for (unsigned i = 0; i < COUNT; i++) {
-		iov[i] = (struct iovec){ buf + i * 4 * KIB, 4 * KIB };
-		r[i] = (struct io_req){ .op = IO_READ, .iov = &iov[i], .iovcnt = 1, .offset = i * 4 * KIB };
-		r[i].len = 4 * KIB;
-		io_queue(e, &r[i]);
-	}
+	queue_reads(e, r, iov, buf, COUNT);
 	io_submit_all(e);
 	reap_all(e, done, COUNT);
-	for (unsigned i = 0; i < COUNT; i++) {
-		CHECK_EQ(r[i].res, 0);
-		CHECK(pattern_is(buf + i * 4 * KIB, 4 * KIB, r[i].offset, 0));
-	}
+	check_reads(r, COUNT);
 	CHECK_EQ(io_reap(e, done, COUNT), 0);
 	free(buf);
 }

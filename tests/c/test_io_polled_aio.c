@@ -104,22 +104,14 @@ static void reads_come_back_right(unsigned count)
 	struct io_req r[COUNT] = { 0 }, *done[COUNT];
 
 	polled = nowait = waited = 0;
-	for (unsigned i = 0; i < count; i++) {
-		iov[i] = (struct iovec){ buf + i * 4 * KIB, 4 * KIB };
-		r[i] = (struct io_req){ .op = IO_READ, .iov = &iov[i], .iovcnt = 1, .offset = i * 4 * KIB };
-		r[i].len = 4 * KIB;
-		io_queue(e, &r[i]);
-	}
+	queue_reads(e, r, iov, buf, count);
 	io_submit_all(e);
 	for (unsigned n = 0; n < count;) {
 		n += io_reap(e, done, COUNT);
 		if (e->held)
 			io_submit_all(e);
 	}
-	for (unsigned i = 0; i < count; i++) {
-		CHECK_EQ(r[i].res, 0);
-		CHECK(pattern_is(iov[i].iov_base, 4 * KIB, r[i].offset, 0));
-	}
+	check_reads(r, count);
 	CHECK_EQ(e->in_flight, 0);
 	free(buf);
 }
