@@ -34,6 +34,13 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
+@pytest.fixture
+def impatient(ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch) -> Opener:
+    """Have one that hardly waits for an answer."""
+    monkeypatch.setattr(blk_opener, "_ANSWER_S", 0.01)
+    return Opener(ends[0])
+
+
 def give(theirs: socket.socket) -> None:
     """Hand two descriptors over, as the process does."""
     null = os.open(os.devnull, os.O_RDONLY)
@@ -49,11 +56,9 @@ def taken(fds: tuple[int, int] | None) -> bool:
 
 
 def test_who_does_not_answer_is_not_waited_for_and_its_late_answer_is_the_next_ones(
-    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+    ends: tuple[socket.socket, socket.socket], impatient: Opener
 ) -> None:
-    ours, theirs = ends
-    monkeypatch.setattr(blk_opener, "_ANSWER_S", 0.01)
-    opener = Opener(ours)
+    opener, theirs = impatient, ends[1]
     assert opener.ask() is None
     assert opener.ask() is None
     assert theirs.recv(16) == b"?"  # it wasn't asked again
@@ -64,10 +69,8 @@ def test_who_does_not_answer_is_not_waited_for_and_its_late_answer_is_the_next_o
     assert theirs.recv(16) == b"?"
 
 
-def test_a_late_no_is_asked_again(ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, theirs = ends
-    monkeypatch.setattr(blk_opener, "_ANSWER_S", 0.01)
-    opener = Opener(ours)
+def test_a_late_no_is_asked_again(ends: tuple[socket.socket, socket.socket], impatient: Opener) -> None:
+    opener, theirs = impatient, ends[1]
     assert opener.ask() is None
     theirs.sendall(b"-")
     give(theirs)
@@ -123,11 +126,9 @@ def test_others_get_a_disk_that_is_served_before_anybody_goes_on_and_none_that_i
 
 
 def test_a_late_word_that_others_have_it_is_not_taken_for_the_next_answer(
-    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+    ends: tuple[socket.socket, socket.socket], impatient: Opener
 ) -> None:
-    ours, theirs = ends
-    monkeypatch.setattr(blk_opener, "_ANSWER_S", 0.01)
-    opener = Opener(ours)
+    opener, theirs = impatient, ends[1]
     give(theirs)
     assert taken(opener.ask())
     opener.settle(taken=True)
